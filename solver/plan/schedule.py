@@ -1,0 +1,80 @@
+"""The control variables of a schedule: what the planner decides and the runner executes.
+
+Names follow ExeGPT (ASPLOS 2024): B_E is `encode_batch`, N_D `decode_iterations`, B_D `decode_batch`, B_m `micro_batch`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+Policy = Literal["rra", "waa-c", "waa-m", "waa", "static", "dsi", "iteration", "chunked", "disaggregated"]
+Role = Literal["encode", "decode", "both"]
+
+POLICIES: tuple[str, ...] = get_args(Policy)
+EXECUTED_POLICIES: tuple[str, ...] = ("rra", "static", "iteration", "chunked")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpec:
+    """A range of layers on a group of devices.
+
+    Attributes:
+      role: which phases run here.
+      layers: [first, end) of the model's layers.
+      devices: device ids, one per tensor rank.
+      tensor: tensor-parallel degree; equals len(devices), since the data axis is 1 inside a stage.
+    """
+
+    role: Role
+    layers: tuple[int, int]
+    devices: tuple[int, ...]
+    tensor: int
+
+    def __post_init__(self) -> None:
+        if self.tensor != len(self.devices):
+            raise ValueError(f"stages: tensor={self.tensor} but {len(self.devices)} devices; give one device per rank")
+        if not 0 <= self.layers[0] < self.layers[1]:
+            raise ValueError(f"stages: layers={list(self.layers)} is no range [first, end)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Every control variable of one schedule.
+
+    Attributes:
+      policy: how encode and decode phases alternate.
+      encode_batch: B_E, requests per encode phase (static: the whole batch).
+      decode_iterations: N_D, decode iterations per phase.
+      decode_batch: B_D, expected peak rows; the runner corrects B_E to hold it.
+      max_rows: rows allocated in the cache.
+      stages: where the layers live.
+      micro_batch: B_m, rows of one decode micro-batch.
+      encode_micro_batch: rows of one encode micro-batch.
+      token_budget: chunked only: decode rows plus prompt tokens of one iteration; else 0.
+    """
+
+    policy: Policy
+    encode_batch: int
+    decode_iterations: int
+    decode_batch: int
+    max_rows: int
+    stages: tuple[StageSpec, ...]
+    micro_batch: int
+    encode_micro_batch: int
+    token_budget: int = 0
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy: {self.policy!r} is unknown; choose one of {', '.join(POLICIES)}")
+        for name in ("encode_batch", "decode_iterations", "decode_batch", "max_rows", "micro_batch", "encode_micro_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1")
+        if self.encode_batch > self.max_rows:
+            raise ValueError(f"encode_batch: {self.encode_batch} exceeds max_rows={self.max_rows}; lower it or raise max_rows")
+        if self.decode_batch > self.max_rows:
+            raise ValueError(f"decode_batch: {self.decode_batch} exceeds max_rows={self.max_rows}; lower it or raise max_rows")
+        if (self.policy == "chunked") != (self.token_budget > 0):
+            raise ValueError(f"token_budget: {self.token_budget} with policy {self.policy}; the chunked policy alone needs one")
+        if not self.stages:
+            raise ValueError("stages: empty; give at least one")
