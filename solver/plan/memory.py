@@ -1,0 +1,226 @@
+"""Bytes per device: weights, cache, payloads and temporaries, counted the way the engine allocates them.
+
+Planner, admission, `exegpt check` and the engine's own start all ask the functions here, so a number that is predicted is
+the number that is allocated: vocabularies are padded to the tensor degree and key/value heads repeated up to it. Weights,
+cache, counts and payloads are exact; temporaries are what the largest programs are known to hold beside them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from solver.facts.model_spec import ModelSpec
+from solver.plan.buckets import Buckets
+from solver.plan.schedule import Schedule, StageSpec
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LOGIT_BYTES = 4
+# Per row and vocabulary entry, for penalties: int32 count over the output and a flag for tokens of the prompt.
+COUNT_BYTES = 5
+# Float32 copies of the logits that sampling holds at once: scores, sorted scores, their ids, noise.
+SAMPLING_COPIES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceMemory:
+    """What one device holds at most.
+
+    Attributes:
+      stage: index of the stage that the device belongs to.
+      device: its id.
+      weights_bytes: parameters.
+      cache_bytes: key/value cache of all rows.
+      counts_bytes: token counts of all rows, where the stage samples.
+      payload_bytes: prompts that were encoded and wait for insertion: the largest encode call.
+      temporary_bytes: the larger of what decode and encode programs hold while they run.
+    """
+
+    stage: int
+    device: int
+    weights_bytes: int
+    cache_bytes: int
+    counts_bytes: int
+    payload_bytes: int
+    temporary_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.cache_bytes + self.counts_bytes + self.payload_bytes + self.temporary_bytes
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of one element. Raises ValueError on a dtype that the engine does not compute in."""
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"dtype: {dtype!r} is not supported; choose one of {', '.join(DTYPE_BYTES)}")
+    return DTYPE_BYTES[dtype]
+
+
+def weight_bytes(spec: ModelSpec, stage: StageSpec, dtype: str) -> int:
+    """Bytes of parameters on each device of the stage."""
+    first, end = stage.layers
+    elements = (end - first) * _layer_elements(spec, stage.tensor)
+    embeds, heads = first == 0, end == spec.num_layers
+    vocab_elements = spec.padded_vocab(stage.tensor) // stage.tensor * spec.hidden_size
+    if embeds:
+        elements += vocab_elements
+        if spec.rope is None:
+            elements += (spec.max_positions + spec.position_offset) * spec.hidden_size
+    if heads:
+        elements += _norm_elements(spec)
+        if not (spec.tied_embeddings and embeds):
+            elements += vocab_elements
+    return elements * dtype_bytes(dtype)
+
+
+def cache_row_bytes(spec: ModelSpec, stage: StageSpec, cache_tokens: int, cache_dtype: str) -> int:
+    """Bytes of keys and values that `cache_tokens` positions of one row take on each device of the stage."""
+    layers = stage.layers[1] - stage.layers[0]
+    heads = spec.stored_kv_heads(stage.tensor) // stage.tensor
+    return 2 * layers * cache_tokens * heads * spec.head_dim * dtype_bytes(cache_dtype)
+
+
+def payload_bytes(spec: ModelSpec, stage: StageSpec, rows: int, tokens: int, cache_dtype: str) -> int:
+    """Bytes on each device of what an encode call of shape [rows, tokens] hands to `insert`."""
+    return rows * cache_row_bytes(spec, stage, tokens, cache_dtype)
+
+
+def counts_bytes(spec: ModelSpec, stage: StageSpec, rows: int) -> int:
+    """Bytes on each device of the token counts behind penalties; only a stage that samples holds them."""
+    if stage.layers[1] != spec.num_layers:
+        return 0
+    return rows * spec.padded_vocab(stage.tensor) * COUNT_BYTES
+
+
+def view_bytes(spec: ModelSpec, stage: StageSpec, buckets: Buckets, cache_dtype: str) -> int:
+    """Bytes on each device of the largest copy that decode takes out of the cache.
+
+    A decode program slices the lowest `decode_rows` x `cache_tokens` before its loop; the full size needs no copy.
+    """
+    rows, tokens = buckets.decode_rows, buckets.cache_tokens
+    row_tokens = max((r * t for r in rows[-2:] for t in tokens[-2:] if (r, t) != (rows[-1], tokens[-1])), default=0)
+    return row_tokens * cache_row_bytes(spec, stage, 1, cache_dtype)
+
+
+def memory_table(
+    spec: ModelSpec, schedule: Schedule, buckets: Buckets, dtype: str, cache_dtype: str
+) -> tuple[DeviceMemory, ...]:
+    """What every device of the schedule holds at most, stage by stage."""
+    table = []
+    for index, stage in enumerate(schedule.stages):
+        decodes = stage.role != "encode"
+        row_bytes = cache_row_bytes(spec, stage, buckets.cache_tokens[-1], cache_dtype)
+        memory = DeviceMemory(
+            stage=index,
+            device=-1,
+            weights_bytes=weight_bytes(spec, stage, dtype),
+            cache_bytes=schedule.max_rows * row_bytes if decodes else 0,
+            counts_bytes=counts_bytes(spec, stage, schedule.max_rows),
+            payload_bytes=_largest_payload(spec, stage, buckets, cache_dtype),
+            temporary_bytes=max(
+                _encode_temporaries(spec, stage, buckets, dtype),
+                _decode_temporaries(spec, stage, buckets, dtype, cache_dtype) if decodes else 0,
+            ),
+        )
+        table.extend(dataclasses.replace(memory, device=device) for device in stage.devices)
+    return tuple(table)
+
+
+def rows_that_fit(memory_of: Callable[[int], Sequence[DeviceMemory]], usable_bytes: int, limit: int) -> int:
+    """The most rows, at most `limit`, with which every device stays within `usable_bytes`.
+
+    Args:
+      memory_of: rows -> `memory_table` of the schedule that allocates them; bytes must not fall as rows rise.
+      usable_bytes: what each device may hold: its memory times --memory_fraction.
+      limit: rows that are never exceeded.
+
+    Raises:
+      ValueError: not even one row fits.
+    """
+
+    def needed_bytes(rows: int) -> int:
+        return max(memory.total_bytes for memory in memory_of(rows))
+
+    fitting = bisect.bisect_right(range(1, limit + 1), usable_bytes, key=needed_bytes)
+    if fitting == 0:
+        raise ValueError(out_of_memory(memory_of(1), usable_bytes))
+    return fitting
+
+
+def out_of_memory(table: Sequence[DeviceMemory], usable_bytes: int) -> str:
+    """One line that says by how much the fullest device overflows and which flags change that."""
+    fullest = max(table, key=lambda memory: memory.total_bytes)
+    parts = ", ".join(
+        f"{field.name.removesuffix('_bytes')} {format_bytes(getattr(fullest, field.name))}"
+        for field in dataclasses.fields(fullest)
+        if field.name.endswith("_bytes")
+    )
+    return (
+        f"memory: device {fullest.device} needs {format_bytes(fullest.total_bytes)} ({parts}) but may use "
+        f"{format_bytes(usable_bytes)}; raise --memory_fraction, lower --max_rows or --cache_tokens, or raise --tensor"
+    )
+
+
+def format_bytes(size_bytes: int) -> str:
+    """Up to four significant digits and a binary unit."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size_bytes} B" if unit == "B" else f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def _norm_elements(spec: ModelSpec) -> int:
+    return spec.hidden_size * (2 if spec.norm == "layer" else 1)
+
+
+def _layer_elements(spec: ModelSpec, tensor: int) -> int:
+    """Parameters of one layer on one device: matrices are shared, norms and biases of outputs stand on every device."""
+    hidden = spec.hidden_size
+    q_width = spec.heads * spec.head_dim // tensor
+    kv_width = spec.stored_kv_heads(tensor) * spec.head_dim // tensor
+    mlp_width = spec.mlp_size // tensor
+    inward = 2 if spec.gated_mlp else 1
+    matrices = hidden * (2 * q_width + 2 * kv_width + (inward + 1) * mlp_width)
+    biases = spec.qkv_bias * (q_width + 2 * kv_width) + spec.output_bias * hidden
+    biases += spec.mlp_bias * (inward * mlp_width + hidden)
+    norms = 2 * _norm_elements(spec) + spec.qk_norm * 2 * spec.head_dim
+    return matrices + biases + norms
+
+
+def _largest_payload(spec: ModelSpec, stage: StageSpec, buckets: Buckets, cache_dtype: str) -> int:
+    """The larger of one full batch of prompts and one prompt as long as a row, encoded in chunks."""
+    batch_row_tokens = buckets.encode_rows[-1] * buckets.encode_tokens[-1]
+    return payload_bytes(spec, stage, 1, max(batch_row_tokens, buckets.cache_tokens[-1]), cache_dtype)
+
+
+def _activation_bytes(spec: ModelSpec, stage: StageSpec, rows: int, tokens: int, keys: int, dtype: str) -> int:
+    """The widest moment of one block: float32 scores of attention, or the inputs and outputs of the feed-forward layer."""
+    size = dtype_bytes(dtype)
+    residual = 2 * spec.hidden_size * size
+    attention = 2 * keys * spec.heads // stage.tensor * LOGIT_BYTES
+    mlp = (3 if spec.gated_mlp else 2) * spec.mlp_size // stage.tensor * size
+    return rows * tokens * (residual + max(attention, mlp))
+
+
+def _sampling_bytes(spec: ModelSpec, stage: StageSpec, rows: int) -> int:
+    if stage.layers[1] != spec.num_layers:
+        return 0
+    return SAMPLING_COPIES * rows * spec.padded_vocab(stage.tensor) * LOGIT_BYTES
+
+
+def _encode_temporaries(spec: ModelSpec, stage: StageSpec, buckets: Buckets, dtype: str) -> int:
+    if stage.role == "decode":
+        return 0
+    rows, tokens = buckets.encode_rows[-1], buckets.encode_tokens[-1]
+    whole = _activation_bytes(spec, stage, rows, tokens, tokens, dtype)
+    chunk = _activation_bytes(spec, stage, 1, tokens, buckets.cache_tokens[-1], dtype)
+    return max(whole, chunk) + _sampling_bytes(spec, stage, rows)
+
+
+def _decode_temporaries(spec: ModelSpec, stage: StageSpec, buckets: Buckets, dtype: str, cache_dtype: str) -> int:
+    rows = buckets.decode_rows[-1]
+    activations = _activation_bytes(spec, stage, rows, 1, buckets.cache_tokens[-1], dtype)
+    return view_bytes(spec, stage, buckets, cache_dtype) + activations + _sampling_bytes(spec, stage, rows)
