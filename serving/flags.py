@@ -1,0 +1,111 @@
+"""Flags that several commands share: which model, which schedule, which devices.
+
+A command makes its own `flags.FlagValues()`, lets `define_model` and `define_schedule` fill it, and hands the parsed
+values on with `schedule_arguments`. Nothing here imports jax; `prepare_devices` must run before anything does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TypedDict
+
+from absl import flags
+
+from solver.plan.schedule import EXECUTED_POLICIES
+
+DTYPES = ("float32", "bfloat16")
+
+
+class ScheduleArguments(TypedDict):
+    """What `exegpt_jax.runner.build.build` and `LLM` take besides the directory; None leaves the choice to a measurement."""
+
+    policy: str
+    encode_batch: int | None
+    decode_iterations: int | None
+    decode_batch: int | None
+    max_rows: int | None
+    token_budget: int | None
+    tensor: int
+    dtype: str | None
+    cache_tokens: int | None
+    max_prompt_tokens: int | None
+    memory_fraction: float
+
+
+def define_model(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("model", None, "model directory (Hugging Face layout or an Orbax checkpoint)", flag_values=values)
+
+
+def define_schedule(values: flags.FlagValues) -> None:
+    """Control variables of the schedule, memory and devices."""
+    flags.DEFINE_enum("policy", "rra", EXECUTED_POLICIES, "how encode and decode phases alternate", flag_values=values)
+    for name, text in (
+        ("encode_batch", "B_E: prompts per encode phase"),
+        ("decode_iterations", "N_D: decode iterations per phase"),
+        ("decode_batch", "B_D: expected peak of decoding rows; the encode batch is corrected at run time to hold it"),
+        ("max_rows", "rows allocated in the key/value cache"),
+        ("token_budget", "chunked only: decode rows plus prompt tokens of one iteration"),
+        ("cache_tokens", "positions allocated per row: longest prompt plus output"),
+        ("max_prompt_tokens", "longest prompt"),
+    ):
+        flags.DEFINE_integer(
+            name, None, f"{text}; chosen and printed if absent", lower_bound=1, flag_values=values
+        )
+    flags.DEFINE_integer("tensor", 1, "tensor-parallel degree: devices that share every layer", 1, flag_values=values)
+    flags.DEFINE_enum("dtype", None, DTYPES, "of weights and activations; the platform's best if absent", flag_values=values)
+    flags.DEFINE_float(
+        "memory_fraction", 0.9, "share of a device's memory that weights and cache may take", 0.01, 1.0, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "devices", None, "run on this many virtual CPU devices (correctness only, not speed)", 1, flag_values=values
+    )
+    flags.DEFINE_string(
+        "compilation_cache", None, "directory that keeps compiled programs between runs", flag_values=values
+    )
+
+
+def schedule_arguments(values: flags.FlagValues) -> ScheduleArguments:
+    return ScheduleArguments(
+        policy=values["policy"].value,
+        encode_batch=values["encode_batch"].value,
+        decode_iterations=values["decode_iterations"].value,
+        decode_batch=values["decode_batch"].value,
+        max_rows=values["max_rows"].value,
+        token_budget=values["token_budget"].value,
+        tensor=values["tensor"].value,
+        dtype=values["dtype"].value,
+        cache_tokens=values["cache_tokens"].value,
+        max_prompt_tokens=values["max_prompt_tokens"].value,
+        memory_fraction=values["memory_fraction"].value,
+    )
+
+
+def model_directory(values: flags.FlagValues) -> Path:
+    """The model directory. Raises ValueError if absent or no directory."""
+    given: str | None = values["model"].value
+    if not given:
+        raise ValueError("model: not given; name a model directory with --model=DIR")
+    directory = Path(given)
+    if not directory.is_dir():
+        raise ValueError(f"model: {given} is no directory; name one that holds config.json")
+    return directory
+
+
+def prepare_devices(values: flags.FlagValues) -> None:
+    """Settings that jax reads once, when it is first imported. Raises RuntimeError if that has happened with --devices."""
+    devices: int | None = values["devices"].value
+    if devices is not None:
+        if "jax" in sys.modules:
+            raise RuntimeError("--devices must be set before jax is imported")
+        kept = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
+        os.environ["XLA_FLAGS"] = " ".join([*kept, f"--xla_force_host_platform_device_count={devices}"])
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        # XLA sizes its thread pool by this; fewer threads than devices can starve a collective for ever.
+        os.environ.setdefault("NPROC", str(max(16, 2 * devices)))
+    cache: str | None = values["compilation_cache"].value
+    if cache is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
