@@ -1,0 +1,199 @@
+"""Our engine beside transformers and CTranslate2: the same weights, prompts and lengths, in turn, in one run.
+
+    python tests/benchmarks/duel.py --output=tests/benchmarks/results/duel_88m.json
+
+Every contestant is a worker process that stays loaded and runs the cases it is sent, one contestant at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(HERE), str(ROOT)]
+
+import cases  # noqa: E402
+import model88m  # noqa: E402
+
+CONTROL_TOLERANCE = 0.05
+MAX_REPEATS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    name: str
+    python: str
+    worker: str
+    arguments: tuple[str, ...]
+    only: str = ""  # a case prefix: the contestant runs these cases alone
+
+
+def contestants(flags: argparse.Namespace) -> list[Contestant]:
+    ours, newer, reference = flags.python, flags.newer_python, flags.reference_python
+    rows = [
+        Contestant("ours float32 (3.11)", ours, "exegpt_worker.py", ("--dtype=float32",)),
+        Contestant("ours bare loop float32 (3.11)", ours, "exegpt_worker.py", ("--dtype=float32", "--bare"), "batch-"),
+        Contestant("ours float32 (3.12)", newer, "exegpt_worker.py", ("--dtype=float32",)),
+        Contestant("ours bfloat16 (3.12)", newer, "exegpt_worker.py", ("--dtype=bfloat16",)),
+        Contestant("ours bare loop bfloat16 (3.12)", newer, "exegpt_worker.py", ("--dtype=bfloat16", "--bare"), "batch-"),
+        Contestant("ours static float32 (3.11)", ours, "exegpt_worker.py", ("--dtype=float32", "--policy=static"), "mixed-"),
+        Contestant("transformers float32", reference, "transformers_worker.py", ("--dtype=float32",)),
+        Contestant("transformers bfloat16", reference, "transformers_worker.py", ("--dtype=bfloat16",)),
+        Contestant("ctranslate2 float32", reference, "ctranslate2_worker.py", ("--dtype=float32",)),
+        Contestant("ctranslate2 int8", reference, "ctranslate2_worker.py", ("--dtype=int8",)),
+    ]
+    wanted = flags.contestants.split(",") if flags.contestants else None
+    return [row for row in rows if wanted is None or any(part in row.name for part in wanted)]
+
+
+class Worker:
+    """One contestant's process; `run` sends a case and waits for its time."""
+
+    def __init__(self, contestant: Contestant, model: pathlib.Path) -> None:
+        self.contestant = contestant
+        command = [contestant.python, str(HERE / "workers" / contestant.worker), f"--model={model}", *contestant.arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.versions = self._answer()["ready"]
+
+    def run(self, case: cases.Case) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(dataclasses.asdict(case)) + "\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        if answer["new_tokens"] != case.new_tokens:
+            raise RuntimeError(f"{self.contestant.name}: {answer['new_tokens']} tokens, expected {case.new_tokens}")
+        return answer["seconds"]
+
+    def _answer(self) -> dict:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"{self.contestant.name}: the worker ended with status {self.process.wait()}")
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def control_s() -> float:
+    """A fixed piece of work; its time tells whether the machine itself changed speed."""
+    matrix = np.ones((512, 512), np.float32)
+    began = time.perf_counter()
+    for _ in range(40):
+        matrix = matrix @ matrix * 1e-3
+    return time.perf_counter() - began
+
+
+def measure(workers: list[Worker], case: cases.Case, rounds: int) -> dict:
+    """Interleaved rounds; returns per contestant the seconds of each round."""
+    entrants = [w for w in workers if case.name.startswith(w.contestant.only)]
+    for worker in entrants:
+        worker.run(case)  # compiles, allocates, warms caches
+    seconds: dict[str, list[float]] = {w.contestant.name: [] for w in entrants}
+    control: list[float] = []
+    noisy = 0
+    usual = statistics.median(control_s() for _ in range(5))
+    for number in range(rounds):
+        for attempt in range(MAX_REPEATS + 1):
+            controls, times = [], []
+            for worker in entrants:
+                controls.append(control_s())
+                times.append(worker.run(case))
+            steady = all(abs(value / usual - 1) <= CONTROL_TOLERANCE for value in controls)
+            if steady or attempt == MAX_REPEATS:
+                break
+        noisy += not steady
+        control += controls
+        for worker, taken in zip(entrants, times, strict=True):
+            seconds[worker.contestant.name].append(taken)
+        print(f"{case.name} round {number + 1}/{rounds}: " + "  ".join(f"{t:.2f}" for t in times), file=sys.stderr, flush=True)
+    return {"seconds": seconds, "control_s": control, "noisy_rounds": noisy, "rounds": rounds}
+
+
+def report(case: cases.Case, measured: dict) -> list[str]:
+    lines = [f"## {case.name}: {len(case.prompts)} requests, {case.new_tokens} new tokens", ""]
+    lines += ["| contestant | median tokens/s | median seconds | ours / it, median of rounds |", "|---|---|---|---|"]
+    median = {name: statistics.median(times) for name, times in measured["seconds"].items()}
+    ours = {n: t for n, t in measured["seconds"].items() if n.startswith("ours ") and "bare" not in n and "static" not in n}
+    best = min(ours, key=lambda name: median[name]) if ours else None
+    for name, value in sorted(median.items(), key=lambda item: item[1]):
+        ratio = ""
+        if best is not None:
+            ratio = f"{statistics.median(b / a for a, b in zip(ours[best], measured['seconds'][name], strict=True)):.2f}"
+        lines.append(f"| {name} | {case.new_tokens / value:.0f} | {value:.2f} | {ratio} |")
+    return [*lines, "", f"Noisy rounds: {measured['noisy_rounds']} of {measured['rounds']}. Our best: {best}.", ""]
+
+
+def processor() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default=str(HERE / "results" / "duel_88m.json"), help="results file; a .md lies beside it")
+    parser.add_argument("--model", default=str(ROOT / ".cache" / "benchmarks" / "llama-88m"), help="made on first use")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds of each fixed batch")
+    parser.add_argument("--mixed_rounds", type=int, default=9, help="interleaved rounds of the mixed load")
+    parser.add_argument("--cases", default="1,8,32,mixed", help="batch sizes, and mixed")
+    parser.add_argument("--mixed_requests", type=int, default=256)
+    parser.add_argument("--mixed_batch", type=int, default=32, help="the static batch of contestants that have one")
+    parser.add_argument("--contestants", default="", help="comma-separated parts of names; empty runs all")
+    parser.add_argument("--python", default=str(ROOT / ".venv/bin/python"))
+    parser.add_argument("--newer_python", default=str(ROOT / ".venv-3.12/bin/python"))
+    parser.add_argument("--reference_python", default=str(ROOT / ".venv-reference/bin/python"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    flags = parse()
+    model = model88m.make(pathlib.Path(flags.model))
+    vocab = model88m.CONFIG["vocab_size"]
+    todo = [
+        cases.mixed(flags.mixed_requests, flags.mixed_batch, vocab) if name == "mixed" else cases.fixed(int(name), vocab)
+        for name in flags.cases.split(",")
+    ]
+    workers = [Worker(contestant, model) for contestant in contestants(flags)]
+    results: dict = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": processor(),
+        "cores": 2,
+        "seed": 0,
+        "versions": {w.contestant.name: w.versions for w in workers},
+        "cases": {},
+    }
+    text = [f"# 88M Llama, {results['date'][:10]}, {results['processor']}", ""]
+    output = pathlib.Path(flags.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for case in todo:
+            rounds = flags.mixed_rounds if case.name.startswith("mixed") else flags.rounds
+            results["cases"][case.name] = measured = measure(workers, case, rounds)
+            text += report(case, measured)
+            output.write_text(json.dumps(results, indent=1) + "\n")
+            output.with_suffix(".md").write_text("\n".join(text))
+    finally:
+        for worker in workers:
+            worker.close()
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
