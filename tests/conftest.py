@@ -1,4 +1,4 @@
-"""What every test runs under: eight virtual CPU devices, deterministic property tests, and a switch for the full counts.
+"""What every test runs under: eight virtual CPU devices, deterministic property tests, a switch for full counts.
 
 This file is read before any test module, so the environment below stands before jax is first imported. Setting
 `EXEGPT_FULL=1` (make test-full) runs the counts that an issue names; without it tests take reduced ones.
@@ -10,7 +10,7 @@ import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Enough pool threads for every virtual device's side of a collective; with fewer, eight devices on two cores can deadlock.
+# Pool threads for every virtual device's side of a collective; with fewer, eight devices on two cores can deadlock.
 os.environ["NPROC"] = "16"
 os.environ["XLA_FLAGS"] = " ".join(
     [
