@@ -73,7 +73,13 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["eval('1')", "subprocess.run('ls', shell=True)", "np.load(f, allow_pickle=flag)", "torch.load(f)", "os.system('ls')"],
+    [
+        "eval('1')",
+        "subprocess.run('ls', shell=True)",
+        "np.load(f, allow_pickle=flag)",
+        "torch.load(f)",
+        "os.system('ls')",
+    ],
 )
 def test_the_search_finds_what_it_looks_for(source: str) -> None:
     assert banned_calls(ast.parse(source))

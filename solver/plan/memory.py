@@ -1,8 +1,8 @@
 """Bytes per device: weights, cache, payloads and temporaries, counted the way the engine allocates them.
 
-Planner, admission, `exegpt check` and the engine's own start all ask the functions here, so a number that is predicted is
-the number that is allocated: vocabularies are padded to the tensor degree and key/value heads repeated up to it. Weights,
-cache, counts and payloads are exact; temporaries are what the largest programs are known to hold beside them.
+Planner, admission, `exegpt check` and the engine's own start all ask the functions here, so a number that is predicted
+is the number that is allocated: vocabularies are padded to the tensor degree and key/value heads repeated up to it.
+Weights, cache, counts and payloads are exact; temporaries are what the largest programs are known to hold beside them.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _largest_payload(spec: ModelSpec, stage: StageSpec, buckets: Buckets, cache_
 
 
 def _activation_bytes(spec: ModelSpec, stage: StageSpec, rows: int, tokens: int, keys: int, dtype: str) -> int:
-    """The widest moment of one block: float32 scores of attention, or the inputs and outputs of the feed-forward layer."""
+    """The widest moment of one block: float32 scores of attention, or what the feed-forward layer reads and writes."""
     size = dtype_bytes(dtype)
     residual = 2 * spec.hidden_size * size
     attention = 2 * keys * spec.heads // stage.tensor * LOGIT_BYTES

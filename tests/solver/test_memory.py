@@ -16,28 +16,28 @@ from solver.plan.schedule import Schedule, StageSpec
 
 
 def make_spec(**changes: object) -> ModelSpec:
-    fields: dict = dict(
-        family="llama",
-        vocab_size=101,
-        hidden_size=32,
-        mlp_size=64,
-        heads=8,
-        kv_heads=2,
-        head_dim=4,
-        layers=(LayerRun(LayerKind(), 3),),
-        max_positions=64,
-        norm="rms",
-        norm_eps=1e-5,
-        activation="silu",
-        gated_mlp=True,
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
-        rope=Rope(base=10000.0),
-        position_offset=0,
-        tied_embeddings=False,
-    )
+    fields: dict = {
+        "family": "llama",
+        "vocab_size": 101,
+        "hidden_size": 32,
+        "mlp_size": 64,
+        "heads": 8,
+        "kv_heads": 2,
+        "head_dim": 4,
+        "layers": (LayerRun(LayerKind(), 3),),
+        "max_positions": 64,
+        "norm": "rms",
+        "norm_eps": 1e-5,
+        "activation": "silu",
+        "gated_mlp": True,
+        "qkv_bias": False,
+        "output_bias": False,
+        "mlp_bias": False,
+        "qk_norm": False,
+        "rope": Rope(base=10000.0),
+        "position_offset": 0,
+        "tied_embeddings": False,
+    }
     return ModelSpec(**{**fields, **changes})
 
 
@@ -188,12 +188,13 @@ def test_rows_that_fit_is_the_largest(usable: int, limit: int) -> None:
     else:
         with pytest.raises(ValueError, match="--memory_fraction") as failure:
             memory.rows_that_fit(lambda rows: table(spec, rows, stage), usable, limit)
-        assert "--max_rows" in str(failure.value) and "--cache_tokens" in str(failure.value)
+        assert "--max_rows" in str(failure.value)
+        assert "--cache_tokens" in str(failure.value)
         assert "\n" not in str(failure.value)
 
 
 def test_dtype_is_named() -> None:
-    with pytest.raises(ValueError, match="int3.*bfloat16"):
+    with pytest.raises(ValueError, match=r"int3.*bfloat16"):
         memory.weight_bytes(make_spec(), make_stage(), "int3")
 
 
