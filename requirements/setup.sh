@@ -24,7 +24,7 @@ lock=requirements/python$version.lock
 [ -f "$lock" ] || fail "Python $version has no lock file $lock; use Python 3.11 or 3.12, such as: make demo PYTHON=python3.12"
 
 # What each of the two steps was made from.
-packages="$("$python" -c 'import sys; print(sys.version, sys.base_prefix)') $PWD $(cat "$lock" requirements/setup.sh | cksum)"
+packages="$("$python" -c 'import sys; print(sys.version, sys.base_prefix)') $PWD $(cksum <"$lock")"
 project="$(cksum <pyproject.toml)"
 done_packages() { [ "$(cat "$venv/.packages" 2>/dev/null)" = "$packages" ] && "$venv/bin/python" -c '' 2>/dev/null; }
 done_project() { [ "$(cat "$venv/.project" 2>/dev/null)" = "$project" ] && [ -x "$venv/bin/exegpt" ]; }

@@ -1,4 +1,4 @@
-"""Trains the embedded model, a Llama of 0.8M parameters that writes numbers in words, and ships it as a Hugging Face directory.
+"""Trains the embedded model, a Llama of 0.8M parameters that writes numbers in words, into a Hugging Face directory.
 
     .venv/bin/python tests/tools/train_numbers.py --output=configs/demo/numbers
 
