@@ -35,7 +35,9 @@ class ScheduleArguments(TypedDict):
 
 
 def define_model(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("model", None, "model directory (Hugging Face layout or an Orbax checkpoint)", flag_values=values)
+    flags.DEFINE_string(
+        "model", None, "model directory (Hugging Face layout or an Orbax checkpoint)", flag_values=values
+    )
 
 
 def define_schedule(values: flags.FlagValues) -> None:
@@ -50,13 +52,18 @@ def define_schedule(values: flags.FlagValues) -> None:
         ("cache_tokens", "positions allocated per row: longest prompt plus output"),
         ("max_prompt_tokens", "longest prompt"),
     ):
-        flags.DEFINE_integer(
-            name, None, f"{text}; chosen and printed if absent", lower_bound=1, flag_values=values
-        )
+        flags.DEFINE_integer(name, None, f"{text}; chosen and printed if absent", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("tensor", 1, "tensor-parallel degree: devices that share every layer", 1, flag_values=values)
-    flags.DEFINE_enum("dtype", None, DTYPES, "of weights and activations; the platform's best if absent", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", None, DTYPES, "of weights and activations; the platform's best if absent", flag_values=values
+    )
     flags.DEFINE_float(
-        "memory_fraction", 0.9, "share of a device's memory that weights and cache may take", 0.01, 1.0, flag_values=values
+        "memory_fraction",
+        0.9,
+        "share of a device's memory that weights and cache may take",
+        0.01,
+        1.0,
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "devices", None, "run on this many virtual CPU devices (correctness only, not speed)", 1, flag_values=values
@@ -94,11 +101,13 @@ def model_directory(values: flags.FlagValues) -> Path:
 
 
 def prepare_devices(values: flags.FlagValues) -> None:
-    """Settings that jax reads once, when it is first imported. Raises RuntimeError if that has happened with --devices."""
+    """Settings that jax reads once, when it starts. Raises ValueError if it has started with fewer --devices."""
     devices: int | None = values["devices"].value
-    if devices is not None:
-        if "jax" in sys.modules:
-            raise RuntimeError("--devices must be set before jax is imported")
+    if devices is not None and "jax" in sys.modules:
+        running: int = sys.modules["jax"].device_count()
+        if devices > running:
+            raise ValueError(f"devices: {devices} asked for, but jax already runs with {running}; use a new process")
+    elif devices is not None:
         kept = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
         os.environ["XLA_FLAGS"] = " ".join([*kept, f"--xla_force_host_platform_device_count={devices}"])
         os.environ["JAX_PLATFORMS"] = "cpu"
