@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from absl import flags
 
@@ -19,7 +19,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 class ScheduleArguments(TypedDict):
-    """What `exegpt_jax.runner.build.build` and `LLM` take besides the directory; None leaves the choice to a measurement."""
+    """What `exegpt_jax.runner.build.build` and `LLM` take besides the directory; None leaves the choice to it."""
 
     policy: str
     encode_batch: int | None
@@ -74,19 +74,7 @@ def define_schedule(values: flags.FlagValues) -> None:
 
 
 def schedule_arguments(values: flags.FlagValues) -> ScheduleArguments:
-    return ScheduleArguments(
-        policy=values["policy"].value,
-        encode_batch=values["encode_batch"].value,
-        decode_iterations=values["decode_iterations"].value,
-        decode_batch=values["decode_batch"].value,
-        max_rows=values["max_rows"].value,
-        token_budget=values["token_budget"].value,
-        tensor=values["tensor"].value,
-        dtype=values["dtype"].value,
-        cache_tokens=values["cache_tokens"].value,
-        max_prompt_tokens=values["max_prompt_tokens"].value,
-        memory_fraction=values["memory_fraction"].value,
-    )
+    return cast(ScheduleArguments, {name: values[name].value for name in ScheduleArguments.__annotations__})
 
 
 def model_directory(values: flags.FlagValues) -> Path:

@@ -25,7 +25,7 @@ class ChatTemplate:
     """Renders messages with one template."""
 
     def __init__(self, source: str, special: Mapping[str, str] | None = None) -> None:
-        """`special` maps names such as "bos_token" to their text. Raises ValueError if the template does not compile."""
+        """`special` maps names such as "bos_token" to text. Raises ValueError if the template does not compile."""
         environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
         environment.filters["tojson"] = _tojson
         environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
@@ -68,10 +68,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise jinja2.sandbox.SecurityError(f"power of {left!r:.20} by {right!r:.20}")
         if operator == "%" and isinstance(left, str | bytes):
             raise jinja2.sandbox.SecurityError("text formatting with %")
-        if (
-            operator == "*"
-            and _length(left) * _factor(right) + _length(right) * _factor(left) > MAX_RENDERED_CHARACTERS
-        ):
+        if operator == "*" and _repeated(left, right) + _repeated(right, left) > MAX_RENDERED_CHARACTERS:
             raise jinja2.sandbox.SecurityError("repetition makes too long a value")
         if operator == "+" and _length(left) + _length(right) > MAX_RENDERED_CHARACTERS:
             raise jinja2.sandbox.SecurityError("concatenation makes too long a value")
@@ -86,8 +83,8 @@ def _length(value: object) -> int:
     return len(value) if isinstance(value, str | bytes | list | tuple) else 0
 
 
-def _factor(value: object) -> int:
-    return max(value, 0) if isinstance(value, int) else 0
+def _repeated(value: object, times: object) -> int:
+    return _length(value) * max(times, 0) if isinstance(times, int) else 0
 
 
 def _check_messages(messages: object) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """One request as users write it -- prompt or messages, and parameters -- made ready for the Runner.
 
-`ModelText` holds what a model directory knows about text. `prepare` is the only way from a user's words to token ids and
-`Parameters`; the door, the file pipeline and `LLM` differ only in how they collect the fields.
+`ModelText` holds what a model directory knows about text. `prepare` is the only way from a user's words to token ids
+and `Parameters`; the door, the file pipeline and `LLM` differ only in how they collect the fields.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Text to token ids and back, with the model's own `tokenizer.json`.
 
-`DecodeStream` turns tokens into text as they arrive: characters whose bytes are spread over several tokens are held back
-until they are whole, and what is left at the end is flushed. Tokens go through it one by one, so the text does not
+`DecodeStream` turns tokens into text as they arrive: characters whose bytes are spread over several tokens are held
+back until they are whole, and what is left at the end is flushed. Tokens go through it one by one, so the text does not
 depend on how a schedule groups them.
 """
 
@@ -47,7 +47,7 @@ class Tokenizer:
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> tuple[int, ...]:
-        """Token ids. `special_tokens` adds what the model puts around a prompt; a chat template has written them itself.
+        """Token ids. `special_tokens` adds what the model puts around a prompt; a chat template writes its own.
 
         Raises ValueError if `text` is not valid Unicode (a lone surrogate, from JSON escapes)."""
         try:

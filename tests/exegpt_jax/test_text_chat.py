@@ -22,12 +22,13 @@ def test_renders_a_conversation() -> None:
 
 
 def test_helpers_that_templates_expect() -> None:
-    source = "{{ {'b': 1, 'a': '<'} | tojson }} {{ strftime_now('%Y') | length }}{% for i in [1, 2] %}{% break %}{% endfor %}"
+    source = "{{ {'b': 1, 'a': '<'} | tojson }} {{ strftime_now('%Y') | length }}"
     assert ChatTemplate(source).render(USER) == '{"b": 1, "a": "<"} 4'
+    assert ChatTemplate("{% for i in [1, 2] %}{{ i }}{% break %}{% endfor %}").render(USER) == "1"
 
 
 def test_refusal_by_the_template_is_one_line() -> None:
-    with pytest.raises(ValueError, match="^messages: .*roles are user and assistant$"):
+    with pytest.raises(ValueError, match=r"^messages: .*roles are user and assistant$"):
         ChatTemplate(CHAT_TEMPLATE, SPECIAL).render([{"role": "tool", "content": "x"}])
 
 
@@ -51,7 +52,7 @@ def test_refusal_by_the_template_is_one_line() -> None:
 def test_the_sandbox_holds_and_is_quick(source: str) -> None:
     template = ChatTemplate(source)
     begin_s = time.monotonic()
-    with pytest.raises(ValueError, match="^messages: "):
+    with pytest.raises(ValueError, match=r"^messages: "):
         template.render(USER)
     assert time.monotonic() - begin_s < 5
 

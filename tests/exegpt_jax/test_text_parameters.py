@@ -113,14 +113,14 @@ JSON = st.recursive(
 
 @given(fields=st.dictionaries(st.sampled_from(PARAMETERS), JSON, max_size=4))
 def test_any_json_is_taken_or_refused_in_one_line(fields: dict[str, object]) -> None:
+    refusal, sampling = "", None
     try:
         sampling = check(fields).sampling
     except ValueError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 400
-    else:
-        assert 0 <= sampling.temperature <= 2
-        assert 1 <= sampling.max_tokens <= 100
+        refusal = str(error)
+    assert "\n" not in refusal
+    assert len(refusal) < 500
+    assert sampling is None or (0 <= sampling.temperature <= 2 and 1 <= sampling.max_tokens <= 100)
 
 
 @pytest.fixture(scope="module")

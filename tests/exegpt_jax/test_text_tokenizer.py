@@ -102,7 +102,7 @@ def test_broken_files_are_named(tmp_path: Path, name: str, text: str, message: s
 
 
 def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="tokenizer.json: missing"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json: missing"):
         Tokenizer(tmp_path)
 
 
