@@ -1,0 +1,1 @@
+"""Decoder-only models in Flax NNX, one definition for six families."""

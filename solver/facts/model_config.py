@@ -1,8 +1,8 @@
 """From a Hugging Face `config.json` to a `ModelSpec`: the only parser of model shapes in the house.
 
-One function per family reads the fields that family has, with transformers' defaults, in the dialects of
-transformers 4 and 5. Whatever a config asks for and the models here do not do is refused with one line that names the
-field, so that no checkpoint is ever served as something it is not.
+One function per family reads the fields that family has, with transformers' defaults, in the dialects of transformers
+4 and 5. Whatever a config asks for and the models here do not do is refused with one line that names the field, so
+that no checkpoint is ever served as something it is not.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ MAX_POSITIONS = 100 * MAX_SIZE
 UNSUPPORTED_FIELDS = (
     "quantization_config", "auto_map", "is_encoder_decoder", "add_cross_attention", "text_config", "vision_config",
     "audio_config", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok",
-    "moe_intermediate_size", "shared_expert_intermediate_size", "attn_logit_softcapping", "final_logit_softcapping", "logit_softcapping",
+    "moe_intermediate_size", "shared_expert_intermediate_size", "attn_logit_softcapping", "final_logit_softcapping",
+    "logit_softcapping",
     "query_pre_attn_scalar", "attention_multiplier", "attention_chunk_size", "attention_sinks", "clip_qkv", "alibi",
     "dual_chunk_attention_config", "kv_lora_rank", "q_lora_rank", "no_rope_layers", "use_mrope", "use_qk_norm",
     "qk_layernorm", "parallel_attn", "use_parallel_residual", "rope_interleaved", "num_nextn_predict_layers",

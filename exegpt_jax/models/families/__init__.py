@@ -1,0 +1,25 @@
+"""One table of weight names per family; `table(spec)` picks a model's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from exegpt_jax.models.families.table import Weight, WeightTable
+from solver.facts.model_spec import ModelSpec
+
+
+def table(spec: ModelSpec) -> WeightTable:
+    """The family's table; with tied embeddings, a head apart from its embedding reads the embedding's tensor."""
+    from exegpt_jax.models.families import gpt2, llama, mistral, opt, qwen2, qwen3
+
+    families = {"gpt2": gpt2, "opt": opt, "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3}
+    weights = families[spec.family].WEIGHTS
+    if not spec.tied_embeddings:
+        return weights
+    embedding = weights.weight("embed.tokens").name
+    kept = tuple(weight for weight in weights.weights if weight.path != "head.weight")
+    return dataclasses.replace(
+        weights,
+        weights=(*kept, Weight("head.weight", embedding, transpose=True)),
+        ignored=(*weights.ignored, "lm_head.weight"),
+    )

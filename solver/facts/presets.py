@@ -1,0 +1,26 @@
+"""Facts that ship with the house: a flag that names a file also takes the stem of a file under `configs/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def find(kind: str, given: str) -> Path:
+    """The file or directory that `given` names, or else the preset of that kind.
+
+    Args:
+      kind: a folder of `configs/`: "models", "clusters" or "workloads".
+      given: a path, or the stem of a preset.
+
+    Raises:
+      ValueError: one line naming the presets there are.
+    """
+    path = Path(given)
+    if path.exists():
+        return path
+    presets = {preset.stem: preset for preset in sorted((CONFIGS / kind).glob("*.json"))}
+    if given not in presets:
+        raise ValueError(f"{given}: no such file, and no preset of {kind}; presets: {', '.join(presets)}")
+    return presets[given]
