@@ -94,10 +94,10 @@ class Attention(nnx.Module):
         self.head_dim = spec.head_dim
         self.rope = spec.rope
         self.window = kind.window_tokens
-        self.q = Linear(embed, wide, ("embed", "heads"), spec.qkv_bias, dtype)
-        self.k = Linear(embed, narrow, ("embed", "kv_heads"), spec.qkv_bias, dtype)
-        self.v = Linear(embed, narrow, ("embed", "kv_heads"), spec.qkv_bias, dtype)
-        self.out = Linear(wide, embed, ("heads", "embed"), spec.output_bias, dtype)
+        self.q = Linear(wide, embed, ("heads", "embed"), spec.qkv_bias, dtype)
+        self.k = Linear(narrow, embed, ("kv_heads", "embed"), spec.qkv_bias, dtype)
+        self.v = Linear(narrow, embed, ("kv_heads", "embed"), spec.qkv_bias, dtype)
+        self.out = Linear(embed, wide, ("embed", "heads"), spec.output_bias, dtype)
         self.q_norm = Norm(spec.head_dim, "rms", spec.norm_eps, None, dtype) if spec.qk_norm else None
         self.k_norm = Norm(spec.head_dim, "rms", spec.norm_eps, None, dtype) if spec.qk_norm else None
 

@@ -73,14 +73,13 @@ class Head(nnx.Module):
     def __init__(self, spec: ModelSpec, tensor: int, dtype: jnp.dtype, tied: nnx.Param[Array] | None = None) -> None:
         self.vocab_size = spec.vocab_size
         self.norm = Norm(spec.hidden_size, spec.norm, spec.norm_eps, "embed", dtype)
-        self.tied = tied is not None
-        shape = (spec.hidden_size, spec.padded_vocab(tensor))
-        self.weight = param(shape, dtype, ("embed", "vocab")) if tied is None else tied
+        shape = (spec.padded_vocab(tensor), spec.hidden_size)
+        self.weight = param(shape, dtype, ("vocab", "embed")) if tied is None else tied
 
     def __call__(self, x: Float[Array, "*rest embed"]) -> Float[Array, "*rest padded_vocab"]:
         """Logits in float32; padded entries score PADDING_SCORE. Gather the tokens that need logits first."""
         with jax.named_scope("head"):
-            logits = linear(self.norm(x), self.weight[...], transposed=self.tied).astype(jnp.float32)
+            logits = linear(self.norm(x), self.weight[...]).astype(jnp.float32)
             if logits.shape[-1] == self.vocab_size:
                 return logits
             entry = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)

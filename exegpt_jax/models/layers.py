@@ -38,23 +38,25 @@ def param(shape: tuple[int, ...], dtype: jnp.dtype, axes: Axes) -> nnx.Param[Arr
 
 def linear(
     x: Float[Array, "*rest inputs"],
-    weight: Float[Array, "inputs outputs"],
+    weight: Float[Array, "outputs inputs"],
     bias: Float[Array, "outputs"] | None = None,
-    *,
-    transposed: bool = False,
 ) -> Float[Array, "*rest outputs"]:
-    """x @ weight + bias: every product with a weight goes through here. `transposed`: weight is [outputs, inputs]."""
-    contract = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
+    """x @ weight.T + bias: every product with a weight goes through here.
+
+    Weights lie [outputs, inputs], as most checkpoints store them: on CPU the products of a decode step then take 0.9,
+    0.8 and 0.6 times as long at 1, 8 and 32 rows as with [inputs, outputs] (768 wide, float32, jax 0.10 and 0.12).
+    """
+    contract = (((x.ndim - 1,), (1,)), ((), ()))
     y = lax.dot_general(x, weight, contract, precision=precision(x.dtype), preferred_element_type=x.dtype)
     return y if bias is None else y + lax.expand_dims(bias, range(y.ndim - 1))
 
 
 class Linear(nnx.Module):
-    """A weight [inputs, outputs] and perhaps a bias."""
+    """A weight [outputs, inputs] and perhaps a bias; `axes` names both, outputs first."""
 
-    def __init__(self, inputs: int, outputs: int, axes: tuple[str, str], bias: bool, dtype: jnp.dtype) -> None:
-        self.weight = param((inputs, outputs), dtype, axes)
-        self.bias = param((outputs,), dtype, axes[1:]) if bias else None
+    def __init__(self, outputs: int, inputs: int, axes: tuple[str, str], bias: bool, dtype: jnp.dtype) -> None:
+        self.weight = param((outputs, inputs), dtype, axes)
+        self.bias = param((outputs,), dtype, axes[:1]) if bias else None
 
     def __call__(self, x: Float[Array, "*rest inputs"]) -> Float[Array, "*rest outputs"]:
         return linear(x, self.weight[...], None if self.bias is None else self.bias[...])
@@ -84,11 +86,11 @@ class MLP(nnx.Module):
     """The feed-forward layer: gated (Llama) or plain (GPT-2, OPT)."""
 
     def __init__(self, spec: ModelSpec, dtype: jnp.dtype) -> None:
-        wide, bias = (spec.hidden_size, spec.mlp_size), spec.mlp_bias
+        wide, bias = (spec.mlp_size, spec.hidden_size), spec.mlp_bias
         self.activation = ACTIVATIONS[spec.activation]
-        self.gate = Linear(*wide, ("embed", "mlp"), bias, dtype) if spec.gated_mlp else None
-        self.up = Linear(*wide, ("embed", "mlp"), bias, dtype)
-        self.down = Linear(*wide[::-1], ("mlp", "embed"), bias, dtype)
+        self.gate = Linear(*wide, ("mlp", "embed"), bias, dtype) if spec.gated_mlp else None
+        self.up = Linear(*wide, ("mlp", "embed"), bias, dtype)
+        self.down = Linear(*wide[::-1], ("embed", "mlp"), bias, dtype)
 
     def __call__(self, x: Float[Array, "rows tokens embed"]) -> Float[Array, "rows tokens embed"]:
         up = self.up(x)

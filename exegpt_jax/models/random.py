@@ -41,10 +41,10 @@ def random_stage(
     plan = blueprint(spec, stage, dtype, make_mesh(devices))
     params = []
     for leaf in plan.leaves:
-        # A head that ties to another stage's embedding is that embedding, transposed.
-        tied = leaf.path == "head.weight" and spec.tied_embeddings
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"embed.tokens" if tied else leaf.path.encode()))
-        params.append(_random(key, spec, leaf.path, leaf.shape, leaf.axes, leaf.dtype, leaf.sharding, tied, scale))
+        # A head that ties to another stage's embedding is that embedding.
+        path = "embed.tokens" if leaf.path == "head.weight" and spec.tied_embeddings else leaf.path
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+        params.append(_random(key, spec, path, leaf.shape, leaf.axes, leaf.dtype, leaf.sharding, scale))
     return plan.bind(params)
 
 
@@ -56,20 +56,18 @@ def _random(
     axes: Axes,
     dtype: jnp.dtype,
     sharding: NamedSharding,
-    tied: bool,
     scale: float,
 ) -> jax.Array:
     @functools.partial(jax.jit, out_shardings=sharding)
     def make(key: jax.Array) -> jax.Array:
         logical = logical_shape(spec, axes, shape)
-        x = jax.random.normal(key, logical[::-1] if tied else logical, jnp.float32)
-        x = x.T if tied else x
+        x = jax.random.normal(key, logical, jnp.float32)
         if path.endswith("norm.weight"):
             x = 1.0 + 0.1 * x
         elif len(shape) == 1:
             x = 0.1 * x
         else:
-            x = x * (scale * (1.0 if path.startswith("embed") else shape[0] ** -0.5))
+            x = x * (scale * (1.0 if path.startswith("embed") else shape[1] ** -0.5))
         for dimension, axis in enumerate(axes):
             if axis == "vocab":
                 pad = [(0, 0)] * x.ndim

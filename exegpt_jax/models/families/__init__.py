@@ -20,6 +20,6 @@ def table(spec: ModelSpec) -> WeightTable:
     kept = tuple(weight for weight in weights.weights if weight.path != "head.weight")
     return dataclasses.replace(
         weights,
-        weights=(*kept, Weight("head.weight", embedding, transpose=True)),
+        weights=(*kept, Weight("head.weight", embedding)),
         ignored=(*weights.ignored, "lm_head.weight"),
     )

@@ -6,7 +6,7 @@ from exegpt_jax.models.families.table import Weight, WeightTable
 
 
 def weights() -> tuple[Weight, ...]:
-    """Projections transposed, norms as they are; biases and head norms where a configuration has them."""
+    """Everything as it is stored; biases and head norms where a configuration has them."""
     ours_theirs = (
         ("attention.q", "self_attn.q_proj"),
         ("attention.k", "self_attn.k_proj"),
@@ -25,11 +25,11 @@ def weights() -> tuple[Weight, ...]:
     ours, theirs = "blocks.{layer}.", "model.layers.{layer}."
     return (
         Weight("embed.tokens", "model.embed_tokens.weight"),
-        *(Weight(f"{ours}{a}.weight", f"{theirs}{b}.weight", transpose=True) for a, b in ours_theirs),
+        *(Weight(f"{ours}{a}.weight", f"{theirs}{b}.weight") for a, b in ours_theirs),
         *(Weight(f"{ours}{a}.bias", f"{theirs}{b}.bias") for a, b in ours_theirs),
         *(Weight(f"{ours}{a}.weight", f"{theirs}{b}.weight") for a, b in norms),
         Weight("head.norm.weight", "model.norm.weight"),
-        Weight("head.weight", "lm_head.weight", transpose=True),
+        Weight("head.weight", "lm_head.weight"),
     )
 
 

@@ -20,11 +20,11 @@ def weights() -> tuple[Weight, ...]:
     return (
         Weight("embed.tokens", "model.decoder.embed_tokens.weight"),
         Weight("embed.positions", "model.decoder.embed_positions.weight"),
-        *(Weight(f"{ours}{a}.weight", f"{theirs}{b}.weight", transpose=True) for a, b in projections),
+        *(Weight(f"{ours}{a}.weight", f"{theirs}{b}.weight") for a, b in projections),
         *(Weight(f"{ours}{a}.bias", f"{theirs}{b}.bias") for a, b in projections),
         *(Weight(f"{ours}{a}.{kind}", f"{theirs}{b}.{kind}") for a, b in norms for kind in kinds),
         *(Weight(f"head.norm.{kind}", f"model.decoder.final_layer_norm.{kind}") for kind in kinds),
-        Weight("head.weight", "lm_head.weight", transpose=True),
+        Weight("head.weight", "lm_head.weight"),
     )
 
 

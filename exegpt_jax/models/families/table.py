@@ -35,9 +35,9 @@ class Weight:
     Attributes:
       path: ours; "{layer}" stands for the layer's number.
       name: the tensor's name in a full checkpoint of the family, with the same "{layer}".
-      transpose: the tensor is [outputs, inputs]; ours is [inputs, outputs].
-      part, parts: the tensor holds `parts` equal parameters side by side along our last dimension, this one being
-        number `part`.
+      transpose: the tensor is [inputs, outputs]; ours is [outputs, inputs].
+      part, parts: the tensor holds `parts` equal parameters one after another along our first dimension, this one
+        being number `part`.
     """
 
     path: str
@@ -89,7 +89,7 @@ def logical_shape(spec: ModelSpec, axes: Axes, shape: Sequence[int]) -> tuple[in
 
 def source_shape(weight: Weight, logical: Sequence[int]) -> tuple[int, ...]:
     """The shape of the checkpoint's tensor that holds a parameter of this logical shape."""
-    shape = (*logical[:-1], logical[-1] * weight.parts)
+    shape = (logical[0] * weight.parts, *logical[1:])
     return shape[::-1] if weight.transpose else shape
 
 
@@ -115,8 +115,8 @@ def read_slice(
         _source_range(spec, axis, stored, whole, begin, end)
         for axis, stored, whole, (begin, end) in zip(axes, shape, logical, wanted, strict=True)
     ]
-    offset = weight.part * logical[-1]
-    ranges[-1] = (ranges[-1][0] + offset, ranges[-1][1] + offset)
+    offset = weight.part * logical[0]
+    ranges[0] = (ranges[0][0] + offset, ranges[0][1] + offset)
     slices = tuple(slice(begin, end) for begin, end in ranges)
     block = source[slices[::-1]].T if weight.transpose else source[slices]
     for dimension, (axis, stored, (begin, end)) in enumerate(zip(axes, shape, wanted, strict=True)):
@@ -142,7 +142,7 @@ def rebuild(weights: Sequence[Weight], spec: ModelSpec, axes: Axes, params: Sequ
             elif axis == "vocab":
                 param = np.take(param, range(spec.vocab_size), axis=dimension)
         parts[weight.part] = param
-    whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+    whole = np.concatenate(parts, axis=0) if len(parts) > 1 else parts[0]
     return whole.T if weights[0].transpose else whole
 
 
