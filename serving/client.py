@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import TypedDict, Unpack
 
 import grpc
 import grpc.aio
@@ -27,6 +28,29 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+
+class Parameters(TypedDict, total=False):
+    """Parameters of a request; `generation.proto` says what they mean and their ranges."""
+
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    seed: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logit_bias: Mapping[int, float]
+    logprobs: int
+    skip_special_tokens: bool
+    include_stop_str_in_output: bool
+    n: int
 
 
 class ServerError(OSError):
@@ -93,14 +117,13 @@ class Reply:
     finish: Finish
 
 
-def make_request(prompt: Prompt, request_id: str = "", **parameters: object) -> pb.GenerateRequest:
+def make_request(prompt: Prompt, request_id: str = "", **parameters: Unpack[Parameters]) -> pb.GenerateRequest:
     """The message for one prompt. Raises ValueError for a parameter that the protocol does not carry."""
     request = pb.GenerateRequest(id=request_id)
     try:
-        given = {name: value for name, value in parameters.items() if value is not None}
-        if isinstance(given.get("stop"), str):
-            given["stop"] = [given["stop"]]
-        request.parameters.CopyFrom(pb.Parameters(**given))
+        if isinstance(stop := parameters.get("stop"), str):
+            parameters["stop"] = [stop]
+        request.parameters.CopyFrom(pb.Parameters(**parameters))
         if isinstance(prompt, str):
             request.text = prompt
         elif prompt and isinstance(prompt[0], Mapping):
@@ -121,7 +144,7 @@ class Client:
         self._stub = pb_grpc.GenerationStub(self._channel)
 
     def stream(
-        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: object
+        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
     ) -> Iterator[Chunk]:
         """Chunks as they come; leaving the loop early cancels the request. Raises ServerError, ValueError."""
         call = self._stub.Generate(make_request(prompt, request_id, **parameters), timeout=timeout_s)
@@ -134,7 +157,7 @@ class Client:
             call.cancel()
 
     def generate(
-        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: object
+        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
     ) -> Reply:
         """The whole answer. Raises ServerError, ValueError."""
         return _reply(list(self.stream(prompt, request_id=request_id, timeout_s=timeout_s, **parameters)))
@@ -159,7 +182,7 @@ class AsyncClient:
         self._stub = pb_grpc.GenerationStub(self._channel)
 
     async def stream(
-        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: object
+        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
     ) -> AsyncIterator[Chunk]:
         """Chunks as they come; closing the iterator early cancels the request. Raises ServerError, ValueError."""
         call = self._stub.Generate(make_request(prompt, request_id, **parameters), timeout=timeout_s)
@@ -172,7 +195,7 @@ class AsyncClient:
             call.cancel()
 
     async def generate(
-        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: object
+        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
     ) -> Reply:
         """The whole answer. Raises ServerError, ValueError."""
         pieces = self.stream(prompt, request_id=request_id, timeout_s=timeout_s, **parameters)

@@ -16,6 +16,7 @@ from absl import flags
 from solver.plan.schedule import EXECUTED_POLICIES
 
 DTYPES = ("float32", "bfloat16")
+ENGINES = ("jax", "fake")
 
 
 class ScheduleArguments(TypedDict):
@@ -71,6 +72,29 @@ def define_schedule(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "compilation_cache", None, "directory that keeps compiled programs between runs", flag_values=values
     )
+
+
+def define_engine(values: flags.FlagValues) -> None:
+    """Which engine runs the schedule, and where its timeline goes."""
+    flags.DEFINE_enum(
+        "engine",
+        "jax",
+        ENGINES,
+        "fake: no weights, tokens by an arithmetic rule, for trying the rest",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "fake_step_s", 0.0, "fake engine only: seconds per decode iteration", lower_bound=0.0, flag_values=values
+    )
+    flags.DEFINE_string(
+        "timeline", None, "write what happened when as a Chrome trace (ui.perfetto.dev opens it)", flag_values=values
+    )
+
+
+def refuse_arguments(argv: list[str]) -> None:
+    """Raises ValueError if something on the command line is no flag; `argv[0]` is the program."""
+    if len(argv) > 1:
+        raise ValueError(f"arguments: {argv[1]!r} is no flag; see {argv[0]} --help")
 
 
 def schedule_arguments(values: flags.FlagValues) -> ScheduleArguments:

@@ -10,9 +10,9 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from serving.client import AsyncClient, Prompt, ServerError
+from serving.client import AsyncClient, Parameters, Prompt, ServerError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LoadRequest:
     """
 
     prompt: Prompt
-    parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    parameters: Parameters = dataclasses.field(default_factory=lambda: Parameters())
     at_s: float = 0.0
 
 

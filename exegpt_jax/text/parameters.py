@@ -55,12 +55,14 @@ class Parameters:
       stop: strings that end the answer.
       include_stop: the stop string or stop token stays in the text.
       skip_special_tokens: special tokens leave no text.
+      seed_drawn: the seed was drawn here and matters, so whoever asked should be told it.
     """
 
     sampling: Sampling
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
+    seed_drawn: bool = False
 
 
 def resolve(
@@ -123,6 +125,7 @@ def resolve(
         stop=_stops(fields),
         include_stop=_boolean(fields, "include_stop_str_in_output", False),
         skip_special_tokens=_boolean(fields, "skip_special_tokens", True),
+        seed_drawn="seed" not in fields and not greedy,
     )
 
 

@@ -156,22 +156,23 @@ def test_prompts_that_are_refused(text: ModelText, fields: dict[str, object], me
         text.prepare(fields)
 
 
-def answer(text: ModelText, words: str, **fields: object) -> tuple[str, int, str | None]:
+def answer(text: ModelText, words: str, **fields: object) -> tuple[str, int, int | str | None]:
     assert text.tokenizer is not None
     growing = Answer(check(fields), text.tokenizer)
     shown, kept = "", 0
     for token in [*text.tokenizer.encode(words, special_tokens=False), EOS_ID]:
         piece = growing.push([token])
         shown, kept = shown + piece.text, kept + len(piece.token_ids)
-        if piece.stop is not None:
-            return shown, kept, piece.stop
-    final = growing.finish()
-    return shown + final.text, kept, final.stop
+        if piece.ending is not None:
+            return shown, kept, piece.ending.stop_reason
+    final = growing.finish("stop", EOS_ID)
+    assert final.ending is not None
+    return shown + final.text, kept, final.ending.stop_reason
 
 
 def test_a_stop_token_stands_in_the_ids_but_not_in_the_text(text: ModelText) -> None:
     shown, kept, stop = answer(text, "ab")
-    assert (shown, kept, stop) == ("ab", 3, None)
+    assert (shown, kept, stop) == ("ab", 3, EOS_ID)
     assert answer(text, "ab", skip_special_tokens=False)[0] == "ab"
     assert answer(text, "ab", skip_special_tokens=False, include_stop_str_in_output=True)[0] == "ab</s>"
 

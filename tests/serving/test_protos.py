@@ -14,7 +14,9 @@ from serving.proto.exegpt.v1 import generation_pb2
 def test_generated_code_is_current(tmp_path: Path) -> None:
     pytest.importorskip("grpc_tools", reason="the proto compiler is a development dependency")
     for file in generate.generate(tmp_path):
-        assert (tmp_path / file).read_text() == (generate.ROOT / file).read_text(), "run python -m serving.proto.generate"
+        assert (tmp_path / file).read_text() == (generate.ROOT / file).read_text(), (
+            "run python -m serving.proto.generate"
+        )
 
 
 def test_the_wire_carries_every_parameter_under_its_name() -> None:

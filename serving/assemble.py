@@ -1,0 +1,94 @@
+"""From a command's flags to something a Runner can run: plan, warm executor, and what the model knows about text."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+from exegpt_jax.runner.loop import Runner
+from solver.plan.plan import Plan, make_plan
+
+from exegpt_jax.engine.api import Executor
+from exegpt_jax.text.prompts import ModelText
+from serving.flags import schedule_arguments
+from serving.progress import Display
+from solver.facts.model_config import read_model_spec
+from solver.plan.schedule import Schedule, StageSpec
+
+_FAKE_ENCODE_BATCH = 8
+_FAKE_DECODE_ITERATIONS = 8
+_FAKE_MAX_ROWS = 32
+_FAKE_CACHE_TOKENS = 1024
+_FAKE_TOKEN_BUDGET = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """What is served, loaded and warm."""
+
+    plan: Plan
+    executor: Executor
+    text: ModelText
+
+
+def assemble(directory: Path, values: flags.FlagValues, display: Display) -> Service:
+    """Loads and compiles everything. Raises ValueError with one line that names what to change."""
+    if values["engine"].value == "fake":
+        return _assemble_fake(directory, values)
+    # Only here does jax come in.
+    from exegpt_jax.runner.build import build
+
+    built = build(directory, **schedule_arguments(values), progress=display.say)
+    return Service(built.plan, built.executor, _text(directory, built.spec.vocab_size, built.plan))
+
+
+def _assemble_fake(directory: Path, values: flags.FlagValues) -> Service:
+    """The shapes of the model and the schedule of the flags, without weights."""
+    from exegpt_jax.testing.fake import FakeExecutor
+
+    spec = read_model_spec(directory)
+    policy = values["policy"].value
+    rows = values["max_rows"].value or _FAKE_MAX_ROWS
+    encode_batch = values["encode_batch"].value or min(_FAKE_ENCODE_BATCH, rows)
+    cache_tokens = values["cache_tokens"].value or min(_FAKE_CACHE_TOKENS, spec.max_positions)
+    schedule = Schedule(
+        policy=policy,
+        encode_batch=encode_batch,
+        decode_iterations=values["decode_iterations"].value or _FAKE_DECODE_ITERATIONS,
+        decode_batch=values["decode_batch"].value or rows,
+        max_rows=rows,
+        stages=(StageSpec("both", (0, spec.num_layers), (0,), 1),),
+        micro_batch=rows,
+        encode_micro_batch=encode_batch,
+        token_budget=(values["token_budget"].value or _FAKE_TOKEN_BUDGET) if policy == "chunked" else 0,
+    )
+    plan = make_plan(
+        spec,
+        schedule,
+        model="fake",
+        dtype="float32",
+        cache_dtype="float32",
+        cache_tokens=cache_tokens,
+        max_prompt_tokens=values["max_prompt_tokens"].value or max(cache_tokens // 2, 1),
+    )
+    text = _text(directory, spec.vocab_size, plan)
+    eos_id = text.eos_ids[0] if text.eos_ids else spec.vocab_size - 1
+    executor = FakeExecutor(plan, spec.vocab_size, eos_id, step_s=values["fake_step_s"].value)
+    return Service(plan, executor, text)
+
+
+def _text(directory: Path, vocab_size: int, plan: Plan) -> ModelText:
+    return ModelText.load(
+        directory,
+        vocab_size=vocab_size,
+        max_prompt_tokens=plan.max_prompt_tokens,
+        cache_tokens=plan.cache_tokens,
+    )
+
+
+def keep_timeline(runner: Runner, values: flags.FlagValues) -> None:
+    """Writes the Chrome trace if --timeline asks for it."""
+    path: str | None = values["timeline"].value
+    if path is not None:
+        Path(path).write_text(runner.timeline.to_chrome_trace(), encoding="utf-8")

@@ -1,0 +1,56 @@
+"""Answers over gRPC: exegpt.v1.Generation, grpc.health.v1 and server reflection.
+
+Listens at once; health turns SERVING when every program is compiled. SIGTERM or Ctrl-C refuses new requests, answers
+the admitted ones, and ends with status 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from absl import flags
+
+from serving import flags as shared
+
+FLAGS = flags.FlagValues()
+shared.define_model(FLAGS)
+shared.define_schedule(FLAGS)
+shared.define_engine(FLAGS)
+flags.DEFINE_string("address", "127.0.0.1:50051", "host:port to listen on; port 0 picks a free one", flag_values=FLAGS)
+flags.DEFINE_bool("allow_remote", False, "listen beyond this machine, without encryption or keys", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "max_requests", 1024, "requests admitted at once, running and waiting; more are refused", 1, flag_values=FLAGS
+)
+flags.DEFINE_float("drain_s", 30.0, "how long admitted requests may run on after SIGTERM", 0.0, flag_values=FLAGS)
+
+
+def main(argv: list[str]) -> int:
+    shared.refuse_arguments(argv)
+    directory = shared.model_directory(FLAGS)
+    shared.prepare_devices(FLAGS)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    from serving import assemble
+    from serving.progress import Display
+    from serving.server import ServerOptions, run_server
+
+    options = ServerOptions(
+        address=FLAGS["address"].value,
+        allow_remote=FLAGS["allow_remote"].value,
+        max_requests=FLAGS["max_requests"].value,
+        drain_s=FLAGS["drain_s"].value,
+    )
+
+    def prepare() -> assemble.Service:
+        with Display() as display:
+            return assemble.assemble(directory, FLAGS, display)
+
+    def say(line: str) -> None:
+        # A supervisor may wait for these lines.
+        print(line, flush=True)
+
+    return asyncio.run(
+        run_server(options, prepare, say=say, on_stopped=lambda runner: assemble.keep_timeline(runner, FLAGS))
+    )

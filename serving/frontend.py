@@ -1,0 +1,238 @@
+"""Between the event loop, where requests live, and the Runner's thread, where their tokens are made.
+
+The Runner hands over one list of events per part of a phase, with one `call_soon_threadsafe`. Here each event reaches
+its request: tokens become text, a stop string ends the answer and frees its row, and whoever streams the answer takes
+everything that has come since it last looked, so a slow reader gets fewer and larger messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Literal
+
+from exegpt_jax.runner.events import Event, Finished, Tokens
+from exegpt_jax.runner.loop import Runner
+from exegpt_jax.runner.request import Request
+
+from exegpt_jax.text.answer import Answer, Ending, TokenLogprobs
+from exegpt_jax.text.prompts import ModelText, Prepared
+
+_LOG = logging.getLogger(__name__)
+_INLINE_CHARACTERS = 2048
+"""Longer prompts are tokenised on another thread than the event loop's."""
+
+
+class Unavailable(Exception):
+    """No room for this request now; the same request may succeed after `retry_s`."""
+
+    def __init__(self, message: str, retry_s: float) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
+class DeadlinePassed(Exception):
+    """The request's deadline passed before its answer ended."""
+
+
+class GenerationFailed(Exception):
+    """The engine lost the request."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What an answer has gained since the last one; `ending` stands in the last.
+
+    Attributes:
+      times_s: encode start, first and last token, from arrival; in the last one only.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    ending: Ending | None = None
+    seed: int = 0
+    prompt_tokens: int = 0
+    times_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+class _Live:
+    """One request that is being answered: what has come and nobody has taken yet."""
+
+    def __init__(self, prepared: Prepared, text: ModelText) -> None:
+        self.prepared = prepared
+        self.answer = Answer(prepared.parameters, text.tokenizer)
+        self.arrival_s = time.monotonic()
+        self.first_s = self.last_s = 0.0
+        self.encode_start_s = 0.0
+        self.texts: list[str] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.ending: Ending | Exception | None = None
+        self.ready = asyncio.Event()
+
+    def push(self, event: Tokens) -> None:
+        self.last_s = time.monotonic()
+        self.first_s = self.first_s or self.last_s
+        piece = self.answer.push(event.token_ids, event.logprobs)
+        self.texts.append(piece.text)
+        self.token_ids.extend(piece.token_ids)
+        self.logprobs.extend(piece.logprobs)
+        self.ending = piece.ending
+
+    def finish(self, event: Finished) -> None:
+        if event.reason in ("stop", "length"):
+            piece = self.answer.finish(event.reason, event.stop_token)
+            self.texts.append(piece.text)
+            self.ending = piece.ending
+        elif event.reason == "deadline":
+            self.ending = DeadlinePassed()
+        elif event.reason == "abort":
+            self.ending = Unavailable("the server is stopping", 1.0)
+        else:
+            self.ending = GenerationFailed(event.detail)
+
+    def take(self) -> Update:
+        """Everything since the last take. Raises what ended the request other than well."""
+        self.ready.clear()
+        if isinstance(self.ending, Exception):
+            raise self.ending
+        update = Update(
+            text="".join(self.texts),
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+            ending=self.ending,
+            seed=self.prepared.parameters.sampling.seed,
+            prompt_tokens=len(self.prepared.prompt_ids),
+            times_s=(
+                max(self.encode_start_s - self.arrival_s, 0.0),
+                self.first_s - self.arrival_s,
+                self.last_s - self.arrival_s,
+            ),
+        )
+        self.texts, self.token_ids, self.logprobs = [], [], []
+        return update
+
+
+class Frontend:
+    """Admission, live requests and the way to the Runner. Everything but `hand_over` runs on the event loop.
+
+    Attributes:
+      max_requests: requests admitted at once, running and waiting; more are refused as Unavailable.
+    """
+
+    def __init__(self, max_requests: int) -> None:
+        self.max_requests = max_requests
+        self._loop = asyncio.get_running_loop()
+        self._state: Literal["warming", "serving", "draining"] = "warming"
+        self._text: ModelText | None = None
+        self._runner: Runner | None = None
+        self._live: dict[str, _Live] = {}
+        self._admitted = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._numbers = itertools.count()
+
+    @property
+    def admitted(self) -> int:
+        """Requests admitted and not answered yet."""
+        return self._admitted
+
+    def open(self, text: ModelText, runner: Runner) -> None:
+        """Begins to admit requests."""
+        self._text, self._runner, self._state = text, runner, "serving"
+
+    def hand_over(self, events: list[Event]) -> None:
+        """The Runner's callback, on the Runner's thread."""
+        self._loop.call_soon_threadsafe(self._deliver, events)
+
+    async def stream(self, fields: Mapping[str, object], deadline_s: float | None) -> AsyncGenerator[Update]:
+        """Answers one request. Leaving early cancels it.
+
+        Args:
+          fields: prompt or messages, and parameters, as `ModelText.prepare` takes them.
+          deadline_s: on time.monotonic's clock.
+
+        Raises:
+          Unavailable, DeadlinePassed, GenerationFailed; ValueError for bad input, in one line.
+        """
+        text, runner = self._admit()
+        number = str(next(self._numbers))
+        try:
+            prepared = await _prepare(text, fields)
+            live = self._live[number] = _Live(prepared, text)
+            runner.submit(
+                Request(
+                    id=number,
+                    prompt_ids=prepared.prompt_ids,
+                    sampling=prepared.parameters.sampling,
+                    deadline_s=deadline_s,
+                    arrival_s=live.arrival_s,
+                )
+            )
+            ended = False
+            try:
+                while not ended:
+                    await live.ready.wait()
+                    update = live.take()
+                    ended = update.ending is not None
+                    if ended or update.text or update.token_ids:
+                        yield update
+            finally:
+                if live.ending is None:
+                    runner.cancel(number)
+        finally:
+            self._live.pop(number, None)
+            self._admitted -= 1
+            if self._admitted == 0:
+                self._idle.set()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuses new requests and waits until the admitted ones are answered; False if time ran out."""
+        self._state = "draining"
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def _admit(self) -> tuple[ModelText, Runner]:
+        if self._state == "draining":
+            raise Unavailable("the server is stopping", 1.0)
+        if self._text is None or self._runner is None:
+            raise Unavailable("the server is warming up", 1.0)
+        if self._admitted >= self.max_requests:
+            raise Unavailable(f"{self._admitted} requests are waiting or running, which is the limit", 0.5)
+        self._admitted += 1
+        self._idle.clear()
+        return self._text, self._runner
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            live = self._live.get(event.id)
+            if live is None or live.ending is not None:
+                continue  # cancelled, or ended by a stop string before the Runner knew
+            try:
+                if isinstance(event, Tokens):
+                    live.push(event)
+                else:
+                    live.encode_start_s = event.times.encode_start_s
+                    live.finish(event)
+            # One request's text must not cost its batch-mates their tokens.
+            except Exception as error:
+                _LOG.exception("delivering to a request failed")
+                live.ending = GenerationFailed(type(error).__name__)
+            if live.ending is not None and isinstance(event, Tokens) and self._runner is not None:
+                self._runner.cancel(event.id)
+            live.ready.set()
+
+
+async def _prepare(text: ModelText, fields: Mapping[str, object]) -> Prepared:
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str) and len(prompt) <= _INLINE_CHARACTERS:
+        return text.prepare(fields)
+    return await asyncio.to_thread(text.prepare, fields)
