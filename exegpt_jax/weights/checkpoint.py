@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from exegpt_jax.weights.safetensors import SafetensorsFile, TensorInfo
+from exegpt_jax.models import families
+from exegpt_jax.models.families.table import source_shape
+from exegpt_jax.weights.safetensors import FLOATS, SafetensorsFile, TensorInfo
+from solver.facts.model_spec import ModelSpec
+from solver.facts.parameters import parameters
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,36 +57,58 @@ def read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def check_tensors(
-    where: Path,
-    found: Mapping[str, TensorInfo],
-    expected: Mapping[str, tuple[int, ...]],
-    ignored: Callable[[str], bool],
-) -> None:
-    """Compares names and shapes.
+def expected_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape of everything that a full checkpoint of the model holds."""
+    weights = families.table(spec)
+    expected = {}
+    for parameter in parameters(spec, (0, spec.num_layers), tensor=1):
+        weight = weights.weight(parameter.path)
+        expected[weight.name] = source_shape(weight, parameter.shape)
+    return expected
+
+
+def check_tensors(where: Path, spec: ModelSpec, found: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Compares a checkpoint's names, shapes and dtypes with what the model reads.
 
     Args:
       where: the checkpoint, for the message.
-      found: what it holds.
-      expected: name -> shape that the model reads.
-      ignored: names that may stand in the checkpoint though nothing reads them.
+      spec: the model.
+      found: what the checkpoint holds, under names with or without the prefix that bare models leave out.
+
+    Returns:
+      Name of a full checkpoint -> name in this one.
 
     Raises:
-      ValueError: one line naming the first few missing, unexpected and mis-shaped tensors, with counts.
+      ValueError: one line naming the first few missing, unexpected and unfit tensors, with counts.
     """
-    misshaped = [
-        f"{name} is {list(found[name].shape)}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
-    ]
+    weights = families.table(spec)
+    expected = expected_tensors(spec)
+    names = {weights.full_name(name): name for name in found}
+    read = {name: found[names[name]] for name in expected if name in names}
     faults = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name[:120] for name in found if name not in expected and not ignored(name)],
-        "mis-shaped": misshaped,
+        "missing": [name for name in expected if name not in names],
+        "unexpected": [name[:120] for name in names if name not in expected and not weights.is_ignored(name)],
+        "mis-shaped": [
+            f"{name} is {list(info.shape)}, expected {list(expected[name])}"
+            for name, info in read.items()
+            if info.shape != expected[name]
+        ],
+        "of a dtype that is not read": [
+            f"{name} is {info.dtype}, expected {', '.join(FLOATS)}"
+            for name, info in read.items()
+            if info.dtype not in FLOATS
+        ],
     }
-    parts = [f"{len(names)} {fault}: {_first(names)}" for fault, names in faults.items() if names]
+    parts = [f"{len(named)} {fault}: {_first(named)}" for fault, named in faults.items() if named]
     if parts:
         raise ValueError(f"{where}: tensors do not fit config.json: {'; '.join(parts)}")
+    return {name: names[name] for name in expected}
+
+
+def common_dtype(infos: Iterable[TensorInfo]) -> str:
+    """The narrowest dtype that holds all of these float tensors exactly."""
+    dtypes = {FLOATS[info.dtype].name for info in infos}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 def _first(names: list[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # Everything in a model directory that decides which tokens come out.
-MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "state/**/*")
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def file_digest(path: Path) -> str:
@@ -35,7 +35,11 @@ def model_files(directory: Path) -> tuple[Path, ...]:
 
 
 def checkpoint_digest(directory: Path) -> str:
-    """One SHA-256 over the names and contents of a model directory's files. Raises ValueError if there are none."""
+    """One SHA-256 over the names and contents of a model directory's files.
+
+    A converted checkpoint is known by its manifest, which holds the digest of every array file. Raises ValueError if
+    the directory holds no model files.
+    """
     files = model_files(directory)
     if not files:
         raise ValueError(f"{directory}: holds no model files; give a directory with config.json and weights")

@@ -1,8 +1,8 @@
 """Strict reader and writer of one safetensors file: numpy only, no jax, no mapping into memory.
 
 The file is 8 bytes of header length, a JSON header, then raw row-major arrays. Everything in the header is checked
-before an array is touched: a damaged or hostile file raises a ValueError of one line, whatever its bytes are. Blocks are
-read with `pread` through a small scratch buffer, so a slice of a tensor costs the slice and not the tensor.
+before an array is touched: a damaged or hostile file raises a ValueError of one line, whatever its bytes are. Blocks
+are read with `pread` through a small scratch buffer, so a slice of a tensor costs the slice and not the tensor.
 """
 
 from __future__ import annotations
@@ -119,37 +119,34 @@ class SafetensorsFile:
             os.close(self._fd)
             self._fd = -1
 
-    def read_block(self, name: str, rows: slice, columns: slice, out: np.ndarray, transpose: bool = False) -> None:
-        """Reads one block of a matrix into `out`, converted to its dtype.
-
-        A tensor of one dimension is a matrix of one column.
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Reads one slice of a float tensor.
 
         Args:
-          name: the tensor.
-          rows, columns: ranges of the stored matrix, with start and stop inside it.
-          out: [rows, columns], or [columns, rows] with `transpose`; any float dtype, any strides.
-          transpose: swap the two dimensions on the way.
+          name: the tensor, of one or two dimensions.
+          index: one slice per dimension with start and stop inside it, step 1.
+
+        Returns:
+          The slice, in the dtype of the file.
         """
         info = self.tensors[name]
         dtype = FLOATS[info.dtype]
         width = info.shape[1] if len(info.shape) == 2 else 1
-        whole = columns.stop - columns.start == width or (columns.stop - columns.start) * dtype.itemsize < PIECE_BYTES
-        first, end = (0, width) if whole else (columns.start, columns.stop)
-        step = max(1, SCRATCH_BYTES // max(1, (end - first) * dtype.itemsize))
-        scratch = np.empty((min(step, rows.stop - rows.start), end - first), dtype)
-        for row in range(rows.start, rows.stop, step):
-            part = scratch[: min(step, rows.stop - row)]
-            if end - first == width:
-                self._fill(part, info.begin + row * width * dtype.itemsize)
-            else:
-                for index, line in enumerate(part):
-                    self._fill(line, info.begin + ((row + index) * width + first) * dtype.itemsize)
-            block = part[:, columns.start - first : columns.stop - first]
-            offset = row - rows.start
-            if transpose:
-                np.copyto(out[:, offset : offset + len(block)], block.T, casting="unsafe")
-            else:
-                np.copyto(out[offset : offset + len(block)], block, casting="unsafe")
+        rows, columns = (*index, slice(0, 1))[:2]
+        out = np.empty((rows.stop - rows.start, columns.stop - columns.start), dtype)
+        start = info.begin + rows.start * width * dtype.itemsize
+        if out.shape[1] == width:
+            self._fill(out, start)
+        elif out.shape[1] * dtype.itemsize >= PIECE_BYTES:
+            for row, line in enumerate(out):
+                self._fill(line, start + (row * width + columns.start) * dtype.itemsize)
+        else:
+            step = max(1, SCRATCH_BYTES // (width * dtype.itemsize))
+            for row in range(0, len(out), step):
+                whole = np.empty((min(step, len(out) - row), width), dtype)
+                self._fill(whole, start + row * width * dtype.itemsize)
+                out[row : row + step] = whole[:, columns]
+        return out if len(info.shape) == 2 else out[:, 0]
 
     def _read_header(self) -> dict[str, TensorInfo]:
         file_bytes = os.fstat(self._fd).st_size
@@ -164,7 +161,7 @@ class SafetensorsFile:
         return parse_header(header.tobytes(), file_bytes)
 
     def _fill(self, target: np.ndarray, offset: int) -> None:
-        view = memoryview(target.reshape(-1).view(np.uint8))
+        view = target.reshape(-1).view(np.uint8).data
         while view:
             count = os.preadv(self._fd, [view], offset)
             if count == 0:
@@ -197,7 +194,7 @@ def write_safetensors(
             array = np.ascontiguousarray(read(name))
             if array.shape != shape or array.dtype != FLOATS[dtype]:
                 raise ValueError(f"{path}: {name} is {array.dtype}{list(array.shape)}, announced {dtype}{list(shape)}")
-            file.write(memoryview(array.reshape(-1).view(np.uint8)))
+            file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from solver.facts.model_spec import ModelSpec
+from solver.facts.parameters import parameters
 from solver.plan.buckets import Buckets
 from solver.plan.schedule import Schedule, StageSpec
 
@@ -59,19 +60,8 @@ def dtype_bytes(dtype: str) -> int:
 
 def weight_bytes(spec: ModelSpec, stage: StageSpec, dtype: str) -> int:
     """Bytes of parameters on each device of the stage."""
-    first, end = stage.layers
-    elements = (end - first) * _layer_elements(spec, stage.tensor)
-    embeds, heads = first == 0, end == spec.num_layers
-    vocab_elements = spec.padded_vocab(stage.tensor) // stage.tensor * spec.hidden_size
-    if embeds:
-        elements += vocab_elements
-        if spec.rope is None:
-            elements += (spec.max_positions + spec.position_offset) * spec.hidden_size
-    if heads:
-        elements += _norm_elements(spec)
-        if not (spec.tied_embeddings and embeds):
-            elements += vocab_elements
-    return elements * dtype_bytes(dtype)
+    found = parameters(spec, stage.layers, stage.tensor)
+    return sum(parameter.elements_per_device(stage.tensor) for parameter in found) * dtype_bytes(dtype)
 
 
 def cache_row_bytes(spec: ModelSpec, stage: StageSpec, cache_tokens: int, cache_dtype: str) -> int:
@@ -107,7 +97,7 @@ def memory_table(
     spec: ModelSpec, schedule: Schedule, buckets: Buckets, dtype: str, cache_dtype: str
 ) -> tuple[DeviceMemory, ...]:
     """What every device of the schedule holds at most, stage by stage."""
-    table = []
+    table: list[DeviceMemory] = []
     for index, stage in enumerate(schedule.stages):
         decodes = stage.role != "encode"
         row_bytes = cache_row_bytes(spec, stage, buckets.cache_tokens[-1], cache_dtype)
@@ -170,24 +160,6 @@ def format_bytes(size_bytes: int) -> str:
             return f"{size_bytes} B" if unit == "B" else f"{size:.4g} {unit}"
         size /= 1024
     return f"{size:.4g} TiB"
-
-
-def _norm_elements(spec: ModelSpec) -> int:
-    return spec.hidden_size * (2 if spec.norm == "layer" else 1)
-
-
-def _layer_elements(spec: ModelSpec, tensor: int) -> int:
-    """Parameters of one layer on one device: matrices are shared, norms and biases of outputs stand on every device."""
-    hidden = spec.hidden_size
-    q_width = spec.heads * spec.head_dim // tensor
-    kv_width = spec.stored_kv_heads(tensor) * spec.head_dim // tensor
-    mlp_width = spec.mlp_size // tensor
-    inward = 2 if spec.gated_mlp else 1
-    matrices = hidden * (2 * q_width + 2 * kv_width + (inward + 1) * mlp_width)
-    biases = spec.qkv_bias * (q_width + 2 * kv_width) + spec.output_bias * hidden
-    biases += spec.mlp_bias * (inward * mlp_width + hidden)
-    norms = 2 * _norm_elements(spec) + spec.qk_norm * 2 * spec.head_dim
-    return matrices + biases + norms
 
 
 def _largest_payload(spec: ModelSpec, stage: StageSpec, buckets: Buckets, cache_dtype: str) -> int:

@@ -148,7 +148,7 @@ def rebuild(weights: Sequence[Weight], spec: ModelSpec, axes: Axes, params: Sequ
 
 def _source_range(spec: ModelSpec, axis: str | None, stored: int, whole: int, begin: int, end: int) -> tuple[int, int]:
     """What of one dimension must be read to make up [begin, end) of its stored form."""
-    if axis == "kv_heads":
+    if axis == "kv_heads" and stored != whole:
         width = spec.head_dim * (stored // whole)
         return begin // width * spec.head_dim, -(-end // width) * spec.head_dim
     return min(begin, whole), min(end, whole)
