@@ -205,8 +205,7 @@ class _Slot(Generic[_Key]):
 class _Arrived(Generic[_Key]):
     """From the reading thread: the next item, or the end (with what ended it, if that was an error)."""
 
-    key: _Key | None
-    item: Prepared | Failure | None
+    entry: tuple[_Key, Prepared | Failure] | None
     error: BaseException | None = None
 
 
@@ -225,16 +224,16 @@ def complete_in_order(
 
     def read_items() -> None:
         try:
-            for key, item in items:
+            for entry in items:
                 room.acquire()
                 if closed.is_set():
                     return
-                inbox.put(_Arrived(key, item))
+                inbox.put(_Arrived(entry))
         # Raised again on the thread that waits for the answers.
         except BaseException as error:
-            inbox.put(_Arrived(None, None, error))
+            inbox.put(_Arrived(None, error))
         else:
-            inbox.put(_Arrived(None, None))
+            inbox.put(_Arrived(None))
 
     threading.Thread(target=read_items, name="read items", daemon=True).start()
     slots: collections.deque[_Slot[_Key]] = collections.deque()
@@ -250,13 +249,13 @@ def complete_in_order(
             elif isinstance(message, _Arrived):
                 if message.error is not None:
                     raise message.error
-                ended = message.item is None
-                if message.item is not None:
-                    slots.append(_begin(conversation, by_id, message.key, message.item))
-            while slots and slots[0].outcome is not None:
-                slot = slots.popleft()
+                ended = message.entry is None
+                if message.entry is not None:
+                    slots.append(_begin(conversation, by_id, *message.entry))
+            while slots and (outcome := slots[0].outcome) is not None:
+                key = slots.popleft().key
                 room.release()
-                yield slot.key, slot.outcome
+                yield key, outcome
     finally:
         closed.set()
         room.release()

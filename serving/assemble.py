@@ -7,13 +7,13 @@ from pathlib import Path
 
 from absl import flags
 from exegpt_jax.runner.loop import Runner
-from solver.plan.plan import Plan, make_plan
 
 from exegpt_jax.engine.api import Executor
 from exegpt_jax.text.prompts import ModelText
 from serving.flags import schedule_arguments
 from serving.progress import Display
 from solver.facts.model_config import read_model_spec
+from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
 
 _FAKE_ENCODE_BATCH = 8
@@ -34,7 +34,7 @@ class Service:
 
 def assemble(directory: Path, values: flags.FlagValues, display: Display) -> Service:
     """Loads and compiles everything. Raises ValueError with one line that names what to change."""
-    if values["engine"].value == "fake":
+    if values.engine == "fake":
         return _assemble_fake(directory, values)
     # Only here does jax come in.
     from exegpt_jax.runner.build import build
@@ -48,20 +48,20 @@ def _assemble_fake(directory: Path, values: flags.FlagValues) -> Service:
     from exegpt_jax.testing.fake import FakeExecutor
 
     spec = read_model_spec(directory)
-    policy = values["policy"].value
-    rows = values["max_rows"].value or _FAKE_MAX_ROWS
-    encode_batch = values["encode_batch"].value or min(_FAKE_ENCODE_BATCH, rows)
-    cache_tokens = values["cache_tokens"].value or min(_FAKE_CACHE_TOKENS, spec.max_positions)
+    policy = values.policy
+    rows = values.max_rows or _FAKE_MAX_ROWS
+    encode_batch = values.encode_batch or min(_FAKE_ENCODE_BATCH, rows)
+    cache_tokens = values.cache_tokens or min(_FAKE_CACHE_TOKENS, spec.max_positions)
     schedule = Schedule(
         policy=policy,
         encode_batch=encode_batch,
-        decode_iterations=values["decode_iterations"].value or _FAKE_DECODE_ITERATIONS,
-        decode_batch=values["decode_batch"].value or rows,
+        decode_iterations=values.decode_iterations or _FAKE_DECODE_ITERATIONS,
+        decode_batch=values.decode_batch or rows,
         max_rows=rows,
         stages=(StageSpec("both", (0, spec.num_layers), (0,), 1),),
         micro_batch=rows,
         encode_micro_batch=encode_batch,
-        token_budget=(values["token_budget"].value or _FAKE_TOKEN_BUDGET) if policy == "chunked" else 0,
+        token_budget=(values.token_budget or _FAKE_TOKEN_BUDGET) if policy == "chunked" else 0,
     )
     plan = make_plan(
         spec,
@@ -70,11 +70,11 @@ def _assemble_fake(directory: Path, values: flags.FlagValues) -> Service:
         dtype="float32",
         cache_dtype="float32",
         cache_tokens=cache_tokens,
-        max_prompt_tokens=values["max_prompt_tokens"].value or max(cache_tokens // 2, 1),
+        max_prompt_tokens=values.max_prompt_tokens or max(cache_tokens // 2, 1),
     )
     text = _text(directory, spec.vocab_size, plan)
     eos_id = text.eos_ids[0] if text.eos_ids else spec.vocab_size - 1
-    executor = FakeExecutor(plan, spec.vocab_size, eos_id, step_s=values["fake_step_s"].value)
+    executor = FakeExecutor(plan, spec.vocab_size, eos_id, step_s=values.fake_step_s)
     return Service(plan, executor, text)
 
 
@@ -89,6 +89,6 @@ def _text(directory: Path, vocab_size: int, plan: Plan) -> ModelText:
 
 def keep_timeline(runner: Runner, values: flags.FlagValues) -> None:
     """Writes the Chrome trace if --timeline asks for it."""
-    path: str | None = values["timeline"].value
+    path: str | None = values.timeline
     if path is not None:
         Path(path).write_text(runner.timeline.to_chrome_trace(), encoding="utf-8")

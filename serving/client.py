@@ -84,7 +84,8 @@ class Finish:
       stop_reason: the stop token or stop string, where one ended it.
       prompt_tokens, completion_tokens: usage.
       seed: the seed that was used.
-      encode_start_s, first_token_s, last_token_s: on the server's clock, from the request's arrival.
+      encode_start_s, first_token_s, last_token_s: on the server's clock, from the request's arrival; the first is None
+        where a stop string ended the answer before the engine reported.
     """
 
     reason: str
@@ -92,7 +93,7 @@ class Finish:
     prompt_tokens: int
     completion_tokens: int
     seed: int
-    encode_start_s: float
+    encode_start_s: float | None
     first_token_s: float
     last_token_s: float
 
@@ -233,7 +234,7 @@ def _finish(finish: pb.Finish) -> Finish:
         prompt_tokens=finish.usage.prompt_tokens,
         completion_tokens=finish.usage.completion_tokens,
         seed=finish.seed,
-        encode_start_s=finish.times.encode_start_s,
+        encode_start_s=finish.times.encode_start_s if finish.times.HasField("encode_start_s") else None,
         first_token_s=finish.times.first_token_s,
         last_token_s=finish.times.last_token_s,
     )

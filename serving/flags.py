@@ -103,7 +103,7 @@ def schedule_arguments(values: flags.FlagValues) -> ScheduleArguments:
 
 def model_directory(values: flags.FlagValues) -> Path:
     """The model directory. Raises ValueError if absent or no directory."""
-    given: str | None = values["model"].value
+    given: str | None = values.model
     if not given:
         raise ValueError("model: not given; name a model directory with --model=DIR")
     directory = Path(given)
@@ -114,7 +114,7 @@ def model_directory(values: flags.FlagValues) -> Path:
 
 def prepare_devices(values: flags.FlagValues) -> None:
     """Settings that jax reads once, when it starts. Raises ValueError if it has started with fewer --devices."""
-    devices: int | None = values["devices"].value
+    devices: int | None = values.devices
     if devices is not None and "jax" in sys.modules:
         running: int = sys.modules["jax"].device_count()
         if devices > running:
@@ -125,7 +125,7 @@ def prepare_devices(values: flags.FlagValues) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         # XLA sizes its thread pool by this; fewer threads than devices can starve a collective for ever.
         os.environ.setdefault("NPROC", str(max(16, 2 * devices)))
-    cache: str | None = values["compilation_cache"].value
+    cache: str | None = values.compilation_cache
     if cache is not None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -15,10 +15,10 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Literal
 
-from exegpt_jax.runner.events import Event, Finished, Tokens
 from exegpt_jax.runner.loop import Runner
-from exegpt_jax.runner.request import Request
 
+from exegpt_jax.runner.events import Event, Finished, Tokens
+from exegpt_jax.runner.request import Request
 from exegpt_jax.text.answer import Answer, Ending, TokenLogprobs
 from exegpt_jax.text.prompts import ModelText, Prepared
 
@@ -48,7 +48,8 @@ class Update:
     """What an answer has gained since the last one; `ending` stands in the last.
 
     Attributes:
-      times_s: encode start, first and last token, from arrival; in the last one only.
+      encode_start_s, first_token_s, last_token_s: from arrival; the first is None where a stop string ended the
+        answer before the Runner reported.
     """
 
     text: str
@@ -57,7 +58,9 @@ class Update:
     ending: Ending | None = None
     seed: int = 0
     prompt_tokens: int = 0
-    times_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    encode_start_s: float | None = None
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
 
 
 class _Live:
@@ -68,7 +71,7 @@ class _Live:
         self.answer = Answer(prepared.parameters, text.tokenizer)
         self.arrival_s = time.monotonic()
         self.first_s = self.last_s = 0.0
-        self.encode_start_s = 0.0
+        self.encode_start_s: float | None = None
         self.texts: list[str] = []
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
@@ -85,6 +88,7 @@ class _Live:
         self.ending = piece.ending
 
     def finish(self, event: Finished) -> None:
+        self.encode_start_s = event.times.encode_start_s
         if event.reason in ("stop", "length"):
             piece = self.answer.finish(event.reason, event.stop_token)
             self.texts.append(piece.text)
@@ -108,11 +112,9 @@ class _Live:
             ending=self.ending,
             seed=self.prepared.parameters.sampling.seed,
             prompt_tokens=len(self.prepared.prompt_ids),
-            times_s=(
-                max(self.encode_start_s - self.arrival_s, 0.0),
-                self.first_s - self.arrival_s,
-                self.last_s - self.arrival_s,
-            ),
+            encode_start_s=None if self.encode_start_s is None else self.encode_start_s - self.arrival_s,
+            first_token_s=self.first_s - self.arrival_s,
+            last_token_s=self.last_s - self.arrival_s,
         )
         self.texts, self.token_ids, self.logprobs = [], [], []
         return update
@@ -220,7 +222,6 @@ class Frontend:
                 if isinstance(event, Tokens):
                     live.push(event)
                 else:
-                    live.encode_start_s = event.times.encode_start_s
                     live.finish(event)
             # One request's text must not cost its batch-mates their tokens.
             except Exception as error:

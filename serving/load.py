@@ -128,7 +128,8 @@ async def _ask(
                 token_ids.extend(chunk.token_ids)
             if chunk.finish is not None:
                 reason = chunk.finish.reason
-                encode_to_last_s = chunk.finish.last_token_s - chunk.finish.encode_start_s
+                if chunk.finish.encode_start_s is not None:
+                    encode_to_last_s = chunk.finish.last_token_s - chunk.finish.encode_start_s
     except ServerError as refused:
         error = str(refused)
     return LoadResult(

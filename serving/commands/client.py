@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import cast
 
 from absl import flags
 
@@ -30,20 +31,21 @@ _PARAMETERS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 
 def main(argv: list[str]) -> int:
     shared.refuse_arguments(argv)
-    prompt: str | None = FLAGS["prompt"].value
+    prompt: str | None = FLAGS.prompt
     if prompt is None:
         raise ValueError("prompt: not given; give --prompt=TEXT, or --prompt=- for standard input")
     text = sys.stdin.read() if prompt == "-" else prompt
 
     from serving.client import Client, Parameters
 
-    parameters = Parameters(**{name: FLAGS[name].value for name in _PARAMETERS if FLAGS[name].value is not None})
-    asked = [{"role": "user", "content": text}] if FLAGS["chat"].value else text
+    given = {name: FLAGS[name].value for name in _PARAMETERS}
+    parameters = cast(Parameters, {name: value for name, value in given.items() if value is not None})
+    asked = [{"role": "user", "content": text}] if FLAGS.chat else text
     begin_s = time.monotonic()
     finish = None
-    with Client(FLAGS["address"].value) as client:
+    with Client(FLAGS.address) as client:
         try:
-            for chunk in client.stream(asked, timeout_s=FLAGS["timeout_s"].value, **parameters):
+            for chunk in client.stream(asked, timeout_s=FLAGS.timeout_s, **parameters):
                 print(chunk.text, end="", flush=True)
                 finish = chunk.finish
         finally:

@@ -13,17 +13,14 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from absl import flags
 
+from exegpt_jax.session import Completion, Failure, Session, complete_in_order
+from exegpt_jax.text.prompts import ModelText, Prepared
+from serving import assemble, jsonl
 from serving import flags as shared
-from serving import jsonl
-
-if TYPE_CHECKING:
-    # These reach jax, which must not be imported before the flags are read.
-    from exegpt_jax.session import Completion, Failure
-    from exegpt_jax.text.prompts import ModelText, Prepared
+from serving.progress import Display
 
 FLAGS = flags.FlagValues()
 shared.define_model(FLAGS)
@@ -54,12 +51,8 @@ def main(argv: list[str]) -> int:
     shared.prepare_devices(FLAGS)
     with jsonl.open_input(source) as stream:
         lines = jsonl.read_lines(stream)
-        resume = FLAGS["resume"].value
+        resume = FLAGS.resume
         done = jsonl.skip_answered(target, lines) if resume else 0
-
-        from exegpt_jax.session import Session, complete_in_order
-        from serving import assemble
-        from serving.progress import Display
 
         with contextlib.ExitStack() as stack:
             display = stack.enter_context(Display())
@@ -87,8 +80,6 @@ def _file(name: str) -> str:
 
 def _prepare(lines: Iterable[jsonl.Line], text: ModelText) -> Iterator[tuple[jsonl.Line, Prepared | Failure]]:
     """Tokenises and checks each line; runs on the reading thread."""
-    from exegpt_jax.session import Failure
-
     for line in lines:
         if line.fields is None:
             yield line, Failure(line.error or "line: is no request")
@@ -102,7 +93,7 @@ def _prepare(lines: Iterable[jsonl.Line], text: ModelText) -> Iterator[tuple[jso
 def _answer(line: jsonl.Line, outcome: Completion | Failure, totals: _Totals) -> dict[str, object]:
     """The output line. A drawn seed that mattered is told; nothing in it depends on time or schedule."""
     totals.requests += 1
-    if not hasattr(outcome, "token_ids"):
+    if isinstance(outcome, Failure):
         totals.errors += 1
         return {"id": line.id, "error": outcome.error}
     totals.prompt_tokens += outcome.prompt_tokens

@@ -37,10 +37,10 @@ def main(argv: list[str]) -> int:
     from serving.server import ServerOptions, run_server
 
     options = ServerOptions(
-        address=FLAGS["address"].value,
-        allow_remote=FLAGS["allow_remote"].value,
-        max_requests=FLAGS["max_requests"].value,
-        drain_s=FLAGS["drain_s"].value,
+        address=FLAGS.address,
+        allow_remote=FLAGS.allow_remote,
+        max_requests=FLAGS.max_requests,
+        drain_s=FLAGS.drain_s,
     )
 
     def prepare() -> assemble.Service:

@@ -83,7 +83,6 @@ def _response(request_id: str, update: Update) -> pb.GenerateResponse:
 
 
 def _finish(update: Update, ending: Ending) -> pb.Finish:
-    encode_start_s, first_token_s, last_token_s = update.times_s
     finish = pb.Finish(
         reason=_REASONS[ending.reason],
         usage=pb.Usage(
@@ -92,7 +91,11 @@ def _finish(update: Update, ending: Ending) -> pb.Finish:
             total_tokens=update.prompt_tokens + ending.completion_tokens,
         ),
         seed=update.seed,
-        times=pb.Times(encode_start_s=encode_start_s, first_token_s=first_token_s, last_token_s=last_token_s),
+        times=pb.Times(
+            encode_start_s=update.encode_start_s,
+            first_token_s=update.first_token_s,
+            last_token_s=update.last_token_s,
+        ),
     )
     if isinstance(ending.stop_reason, str):
         finish.stop_string = ending.stop_reason

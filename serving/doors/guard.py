@@ -12,7 +12,7 @@ import inspect
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -21,8 +21,8 @@ from google.protobuf.message import DecodeError
 _LOG = logging.getLogger(__name__)
 
 # What grpc hands to and takes from a method: messages of any service.
-_Message = Any
-_Context = grpc.aio.ServicerContext
+_Message: TypeAlias = Any
+_Context: TypeAlias = grpc.aio.ServicerContext
 
 
 class _Malformed:
