@@ -120,12 +120,23 @@ def seal(directory: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def copy_settings(source: Path, target: Path) -> None:
-    """Copies configuration, tokenizer and licence files, not weights."""
+def copy_settings(source: Path, target: Path, dtype: str) -> None:
+    """Copies configuration, tokenizer and licence files, not weights; config.json is made to name `dtype`."""
     found = {path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}
     for path in sorted(found):
         if not any(path.match(pattern) for pattern in NOT_COPIED):
             shutil.copyfile(path, target / path.name)
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    name = "dtype" if "dtype" in config else "torch_dtype"
+    if config.get(name, "float32") != dtype:
+        config[name] = dtype
+        (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def check_new(output: Path) -> None:
+    """Raises ValueError if `output` exists and is not an empty directory."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"output: {output} exists; name a new directory")
 
 
 @contextlib.contextmanager
@@ -134,8 +145,7 @@ def complete_directory(output: Path) -> Iterator[Path]:
 
     Raises ValueError if `output` exists and is not an empty directory.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"output: {output} exists; name a new directory")
+    check_new(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.parent / f".{output.name}.unfinished-{os.getpid()}"
     unfinished.mkdir()

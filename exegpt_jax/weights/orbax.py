@@ -41,7 +41,7 @@ def save(stage: Stage, source: Path, source_digest: str, output: Path) -> None:
     with manifest.complete_directory(output) as directory:
         with _checkpointer() as checkpointer:
             checkpointer.save(directory.absolute() / manifest.STATE, args=ocp.args.PyTreeSave(state))
-        manifest.copy_settings(source, directory)
+        manifest.copy_settings(source, directory, stage.dtype)
         manifest.write_manifest(
             directory,
             manifest.Manifest(

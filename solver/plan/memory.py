@@ -121,7 +121,8 @@ def rows_that_fit(memory_of: Callable[[int], Sequence[DeviceMemory]], usable_byt
     """The most rows, at most `limit`, with which every device stays within `usable_bytes`.
 
     Args:
-      memory_of: rows -> `memory_table` of the schedule that allocates them; bytes must not fall as rows rise.
+      memory_of: rows -> `memory_table` of the schedule that allocates them. Where its bytes fall as rows rise (ladders
+        of buckets do that a little), the result fits, though a slightly larger one may fit too.
       usable_bytes: what each device may hold: its memory times --memory_fraction.
       limit: rows that are never exceeded.
 
