@@ -74,9 +74,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version: {self.schema_version}, but this program reads {SCHEMA_VERSION}; plan again")
+            raise ValueError(
+                f"schema_version: {self.schema_version}, but this program reads {SCHEMA_VERSION}; plan again"
+            )
         if self.buckets.cache_tokens[-1] != self.cache_tokens:
-            raise ValueError(f"buckets.cache_tokens: ends at {self.buckets.cache_tokens[-1]}, not at {self.cache_tokens}")
+            raise ValueError(
+                f"buckets.cache_tokens: ends at {self.buckets.cache_tokens[-1]}, not at {self.cache_tokens}"
+            )
         if self.buckets.decode_rows[-1] != self.schedule.max_rows:
             raise ValueError(
                 f"buckets.decode_rows: ends at {self.buckets.decode_rows[-1]}, not at max_rows={self.schedule.max_rows}"

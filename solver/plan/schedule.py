@@ -67,14 +67,27 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"policy: {self.policy!r} is unknown; choose one of {', '.join(POLICIES)}")
-        for name in ("encode_batch", "decode_iterations", "decode_batch", "max_rows", "micro_batch", "encode_micro_batch"):
+        for name in (
+            "encode_batch",
+            "decode_iterations",
+            "decode_batch",
+            "max_rows",
+            "micro_batch",
+            "encode_micro_batch",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1")
         if self.encode_batch > self.max_rows:
-            raise ValueError(f"encode_batch: {self.encode_batch} exceeds max_rows={self.max_rows}; lower it or raise max_rows")
+            raise ValueError(
+                f"encode_batch: {self.encode_batch} exceeds max_rows={self.max_rows}; lower it or raise max_rows"
+            )
         if self.decode_batch > self.max_rows:
-            raise ValueError(f"decode_batch: {self.decode_batch} exceeds max_rows={self.max_rows}; lower it or raise max_rows")
+            raise ValueError(
+                f"decode_batch: {self.decode_batch} exceeds max_rows={self.max_rows}; lower it or raise max_rows"
+            )
         if (self.policy == "chunked") != (self.token_budget > 0):
-            raise ValueError(f"token_budget: {self.token_budget} with policy {self.policy}; the chunked policy alone needs one")
+            raise ValueError(
+                f"token_budget: {self.token_budget} with policy {self.policy}; the chunked policy alone needs one"
+            )
         if not self.stages:
             raise ValueError("stages: empty; give at least one")

@@ -1,0 +1,87 @@
+"""From rows to encode calls: which prompts share a dispatch, and in which compiled shapes.
+
+Whole prompts are sorted by length and packed into calls of at most the largest row bucket, so that short prompts are
+not padded to long ones. A prompt longer than the largest token bucket, or than the phase's token budget, goes in
+chunks, one row a call, into a payload as long as the whole prompt needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from exegpt_jax.engine.api import NO_SLOT, EncodeCall, EncodeRow
+from exegpt_jax.runner.rows import Row, Slots
+from solver.plan.buckets import Buckets, round_up
+
+
+def encode_calls(
+    rows: Iterable[Row], slots: Slots, buckets: Buckets, prompt_tokens: int | None
+) -> tuple[tuple[EncodeCall, ...], list[Row]]:
+    """Calls for rows in order of arrival, and the rows that got a slot because their prompt is complete.
+
+    Args:
+      rows: whose prompts are not wholly encoded yet; `encoded` and `slot` are advanced.
+      slots: complete rows take theirs here.
+      buckets: compiled shapes.
+      prompt_tokens: most tokens to encode; None: all. At least one row moves on.
+    """
+    largest = buckets.encode_tokens[-1]
+    budget = prompt_tokens
+    whole: list[Row] = []
+    chunks: list[EncodeCall] = []
+    for row in rows:
+        if budget is not None and budget <= 0:
+            break
+        left = len(row.source_ids) - row.encoded
+        now = left if budget is None else min(left, budget)
+        budget = None if budget is None else budget - now
+        if row.encoded == 0 and now == left <= largest:
+            whole.append(row)
+        else:
+            # Only the chunked policy, whose chunks vary, has programs for every size of them.
+            sizes = buckets.encode_tokens[-1:] if prompt_tokens is None else buckets.encode_tokens
+            chunks += _chunk_calls(row, now, slots, sizes, buckets.cache_tokens)
+    calls = [*_whole_calls(whole, slots, buckets), *chunks]
+    complete = [slots.rows[r.slot] for call in calls for r in call.rows if r.slot != NO_SLOT]
+    return tuple(calls), complete
+
+
+def _whole_calls(rows: Sequence[Row], slots: Slots, buckets: Buckets) -> list[EncodeCall]:
+    most = buckets.encode_rows[-1]
+    by_length = sorted(rows, key=lambda row: len(row.source_ids))
+    calls = []
+    for first in range(0, len(by_length), most):
+        group = by_length[first : first + most]
+        calls.append(
+            EncodeCall(
+                rows=tuple(_advance(row, len(row.source_ids), slots) for row in group),
+                rows_bucket=round_up(len(group), buckets.encode_rows),
+                tokens_bucket=round_up(len(group[-1].source_ids), buckets.encode_tokens),
+            )
+        )
+    return calls
+
+
+def _chunk_calls(
+    row: Row, tokens: int, slots: Slots, sizes: tuple[int, ...], contexts: tuple[int, ...]
+) -> list[EncodeCall]:
+    context_bucket = round_up(len(row.source_ids), contexts)
+    calls = []
+    while tokens > 0:
+        now = min(tokens, sizes[-1])
+        tokens -= now
+        calls.append(EncodeCall((_advance(row, now, slots),), 1, round_up(now, sizes), context_bucket))
+    return calls
+
+
+def _advance(row: Row, tokens: int, slots: Slots) -> EncodeRow:
+    """The row's next tokens; with the last of them it takes its slot."""
+    start, row.encoded = row.encoded, row.encoded + tokens
+    return EncodeRow(
+        request=row.number,
+        token_ids=row.source_ids[start : row.encoded],
+        start=start,
+        slot=slots.take(row) if row.encoded == len(row.source_ids) else NO_SLOT,
+        sampling=row.request.sampling,
+        generated=row.generated,
+    )

@@ -1,0 +1,315 @@
+"""The Runner over the hand-computable executor: every request gets exactly its tokens, whatever happens around it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exegpt_jax.engine.api import PhaseCommand, Sampling
+from exegpt_jax.runner.events import Event, Finished, Tokens
+from exegpt_jax.runner.loop import Runner
+from exegpt_jax.runner.request import Request
+from exegpt_jax.testing import fake
+from exegpt_jax.testing.hidden_lengths import HiddenLengths
+from solver.facts.model_spec import LayerKind, LayerRun, ModelSpec
+from solver.plan.plan import Plan, make_plan
+from solver.plan.schedule import EXECUTED_POLICIES, Schedule, StageSpec
+
+VOCAB = 97
+SPEC = ModelSpec(
+    family="llama",
+    vocab_size=VOCAB,
+    hidden_size=8,
+    mlp_size=8,
+    heads=1,
+    kv_heads=1,
+    head_dim=8,
+    layers=(LayerRun(LayerKind(), 1),),
+    max_positions=4096,
+    norm="rms",
+    norm_eps=1e-5,
+    activation="silu",
+    gated_mlp=True,
+    qkv_bias=False,
+    output_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    rope=None,
+    position_offset=0,
+    tied_embeddings=True,
+)
+
+
+def plan_of(
+    policy: str,
+    *,
+    encode_batch: int = 4,
+    iterations: int = 5,
+    rows: int = 12,
+    decode_batch: int | None = None,
+    budget: int = 24,
+    cache_tokens: int = 128,
+    prompt_tokens: int = 60,
+) -> Plan:
+    schedule = Schedule(
+        policy=policy,  # type: ignore[arg-type]
+        encode_batch=min(encode_batch, rows),
+        decode_iterations=iterations,
+        decode_batch=decode_batch or rows,
+        max_rows=rows,
+        stages=(StageSpec("both", (0, 1), (0,), 1),),
+        micro_batch=rows,
+        encode_micro_batch=min(encode_batch, rows),
+        token_budget=budget if policy == "chunked" else 0,
+    )
+    return make_plan(
+        SPEC,
+        schedule,
+        model="test",
+        dtype="float32",
+        cache_dtype="float32",
+        cache_tokens=cache_tokens,
+        max_prompt_tokens=prompt_tokens,
+    )
+
+
+class Bench:
+    """A Runner driven by hand, and everything it said."""
+
+    def __init__(self, plan: Plan, **options: object) -> None:
+        self.now_s = 0.0
+        self.commands: list[PhaseCommand] = []
+        self.executor = fake.FakeExecutor(plan, VOCAB, **options)  # type: ignore[arg-type]
+        self.tokens: dict[str, list[int]] = collections.defaultdict(list)
+        self.finished: dict[str, Finished] = {}
+        self.runner = Runner(plan, self.executor, self.hear, clock=self.clock)
+        dispatch = self.executor.dispatch
+        self.executor.dispatch = lambda command: (self.commands.append(command), dispatch(command))[1]  # type: ignore
+
+    def clock(self) -> float:
+        self.now_s += 0.001
+        return self.now_s
+
+    def hear(self, events: list[Event]) -> None:
+        for event in events:
+            assert event.id not in self.finished, "an event after the last one"
+            if isinstance(event, Tokens):
+                self.tokens[event.id] += event.token_ids
+            else:
+                self.finished[event.id] = event
+
+    def ask(self, name: str, prompt: tuple[int, ...], max_tokens: int, **more: object) -> Request:
+        sampling = Sampling(max_tokens=max_tokens, stop_ids=(3, 50))
+        request = Request(name, prompt, sampling, **more)  # type: ignore[arg-type]
+        self.runner.submit(request)
+        return request
+
+    def run(self) -> None:
+        for _ in range(10_000):
+            if not self.runner.run_phase():
+                return
+        raise AssertionError("the runner does not come to rest")
+
+    def check(self, requests: list[Request]) -> None:
+        """Exact tokens and reasons; nothing left behind."""
+        for request in requests:
+            expected = fake.answer(request.prompt_ids, request.sampling, VOCAB)[len(request.generated_ids) :]
+            end = self.finished[request.id]
+            got = tuple(self.tokens[request.id])
+            if end.reason in ("stop", "length"):
+                assert got == expected
+                assert (end.reason == "stop") == (expected[-1] in request.sampling.stop_ids)
+                assert end.completion_tokens == len(expected) + len(request.generated_ids)
+                times = end.times
+                assert times.arrival_s < times.encode_start_s < times.first_token_s <= times.last_token_s
+            else:
+                assert got == expected[: len(got)]
+        assert self.executor.live_bytes() == 0
+        stats = self.runner.stats()
+        assert (stats.waiting, stats.running, stats.live_bytes) == (0, 0, 0)
+
+
+def prompts(seed: int, count: int, longest: int) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    return [tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, longest))) for _ in range(count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_request_gets_its_tokens(data: st.DataObject) -> None:
+    policy = data.draw(st.sampled_from(EXECUTED_POLICIES))
+    plan = plan_of(
+        policy,
+        encode_batch=data.draw(st.integers(1, 9)),
+        iterations=data.draw(st.integers(1, 17)) if policy in ("rra", "static") else 1,
+        rows=data.draw(st.integers(1, 20)),
+        budget=data.draw(st.integers(1, 60)),
+    )
+    bench = Bench(plan)
+    rng = random.Random(data.draw(st.integers(0, 2**32)))
+    requests = []
+    for number, prompt in enumerate(prompts(rng.randrange(10**9), data.draw(st.integers(1, 40)), 60)):
+        deadline_s = bench.now_s + rng.random() * 0.05 if rng.random() < 0.1 else None
+        requests.append(bench.ask(f"r{number}", prompt, rng.randint(1, 68), deadline_s=deadline_s))
+        if rng.random() < 0.3:
+            bench.runner.run_phase()
+        if rng.random() < 0.15:
+            bench.runner.cancel(rng.choice(requests).id)
+    bench.run()
+    assert set(bench.finished) == {request.id for request in requests}
+    bench.check(requests)
+
+
+@pytest.mark.parametrize("policy", EXECUTED_POLICIES)
+def test_prompts_longer_than_the_largest_bucket_go_in_chunks(policy: str) -> None:
+    plan = plan_of(policy, cache_tokens=2048, prompt_tokens=1500, budget=300, iterations=1)
+    bench = Bench(plan)
+    requests = [bench.ask(f"r{i}", p, 20) for i, p in enumerate([(7,) * 1500, (5,) * 3, (9,) * 513, (2,) * 512])]
+    bench.run()
+    bench.check(requests)
+    calls = [call for command in bench.commands for call in command.encode]
+    assert any(call.context_bucket for call in calls)
+    if policy == "chunked":
+        for command in bench.commands:
+            prompt_tokens = sum(len(row.token_ids) for call in command.encode for row in call.rows)
+            assert prompt_tokens <= 300
+
+
+def test_ten_thousand_requests_with_random_cancels_leave_nothing() -> None:
+    bench = Bench(plan_of("rra", encode_batch=32, rows=128, iterations=8))
+    rng = random.Random(1)
+    requests = []
+    for number, prompt in enumerate(prompts(2, 10_000, 30)):
+        requests.append(bench.ask(f"r{number}", prompt, rng.randint(1, 60)))
+        if rng.random() < 0.3:
+            bench.runner.cancel(rng.choice(requests[-200:]).id)
+        if number % 40 == 0:
+            bench.runner.run_phase()
+    bench.run()
+    assert len(bench.finished) == 10_000
+    assert {end.reason for end in bench.finished.values()} == {"stop", "length", "abort"}
+    bench.check(requests)
+
+
+def test_a_failing_phase_costs_its_requests_and_the_loop_goes_on() -> None:
+    bench = Bench(plan_of("rra"), fails=lambda command: command.phase in (2, 5))
+    requests = [bench.ask(f"r{i}", p, 40) for i, p in enumerate(prompts(3, 60, 20))]
+    bench.run()
+    bench.check(requests)
+    reasons = collections.Counter(end.reason for end in bench.finished.values())
+    assert 0 < reasons["error"] < 60 and bench.runner.stats().failed_phases == 2
+    assert all("as asked" in end.detail for end in bench.finished.values() if end.reason == "error")
+
+
+def test_static_never_refills_and_rra_holds_its_batch() -> None:
+    lengths = random.Random(4)
+    for policy in ("static", "rra"):
+        plan = plan_of(policy, encode_batch=4, iterations=4, rows=32, decode_batch=16)
+        bench = Bench(plan)
+        hidden = HiddenLengths(bench.executor, lambda row: lengths.randint(1, 30))
+        bench.runner = Runner(plan, hidden, bench.hear, clock=bench.clock)
+        for number in range(300):
+            bench.runner.submit(Request(f"r{number}", (1, 2), Sampling(max_tokens=60)))
+        bench.run()
+        assert len(bench.finished) == 300
+        assert {end.reason for end in bench.finished.values()} == {"stop"}
+        decoded = [entry for entry in bench.runner.timeline if entry.kind == "decode"]
+        encoded = [entry for entry in bench.runner.timeline if entry.kind == "encode"]
+        if policy == "static":
+            assert len(encoded) == 300 // 4 and all(entry.rows == 4 for entry in encoded)
+        else:
+            steady = decoded[5:-8]
+            assert 14 <= sum(entry.rows for entry in steady) / len(steady) <= 18
+            assert all(entry.rows <= 8 for entry in encoded)
+
+
+def test_rows_are_packed_into_the_smallest_bucket() -> None:
+    plan = plan_of("rra", encode_batch=16, rows=32, iterations=2)
+    bench = Bench(plan)
+    requests = [bench.ask(f"r{i}", (i, i + 1), 4 if i % 8 else 60) for i in range(32)]
+    bench.run()
+    bench.check(requests)
+    assert any(command.moves for command in bench.commands)
+    last = [command.decode for command in bench.commands if command.decode][-1]
+    assert last.rows_bucket == plan.buckets.decode_rows[0]
+
+
+def test_a_resumed_request_goes_on_where_it_stopped() -> None:
+    bench = Bench(plan_of("rra"))
+    sampling = Sampling(max_tokens=30)
+    whole = fake.answer((5, 6), sampling, VOCAB)
+    request = Request("r", (5, 6), sampling, generated_ids=whole[:7])
+    bench.runner.submit(request)
+    bench.run()
+    bench.check([request])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"prompt_ids": ()}, "prompt: empty"),
+        ({"prompt_ids": (1,) * 61}, "prompt: 61 tokens exceed the limit of 60"),
+        ({"sampling": Sampling(max_tokens=127)}, "max_tokens: 127 and a prompt of 2 tokens exceed 128"),
+        ({"generated_ids": (1, 2), "sampling": Sampling(max_tokens=2)}, "max_tokens: 2 were generated already"),
+    ],
+)
+def test_what_can_never_run_is_refused_by_name(change: dict, complaint: str) -> None:
+    bench = Bench(plan_of("rra"))
+    request = dataclasses.replace(Request("r", (1, 2), Sampling(max_tokens=5)), **change)
+    with pytest.raises(ValueError, match=complaint):
+        bench.runner.submit(request)
+
+
+def test_live_ids_are_unique_and_free_again_after_the_end() -> None:
+    bench = Bench(plan_of("rra"))
+    first = bench.ask("r", (1,), 5)
+    with pytest.raises(ValueError, match="'r' is already running"):
+        bench.ask("r", (1,), 5)
+    bench.run()
+    bench.check([first])
+    bench.finished.clear()
+    bench.tokens.clear()
+    second = bench.ask("r", (2,), 5)
+    bench.run()
+    bench.check([second])
+
+
+def test_on_its_own_thread_it_drains_and_stops() -> None:
+    bench = Bench(plan_of("rra"), step_s=0.0005)
+    bench.runner.start()
+    requests = [bench.ask(f"r{i}", p, 40) for i, p in enumerate(prompts(5, 50, 20))]
+    assert bench.runner.drain(timeout_s=30)
+    bench.ask("late", (1, 2), 60)
+    bench.runner.stop()
+    assert bench.finished["late"].reason in ("abort", "length", "stop")
+    with pytest.raises(ValueError, match="stopping"):
+        bench.ask("later", (1, 2), 60)
+    for request in requests:
+        assert tuple(bench.tokens[request.id]) == fake.answer(request.prompt_ids, request.sampling, VOCAB)
+
+
+def test_the_timeline_adds_up_and_opens_as_a_trace() -> None:
+    bench = Bench(plan_of("rra"))
+    requests = [bench.ask(f"r{i}", p, 40) for i, p in enumerate(prompts(6, 50, 20))]
+    bench.run()
+    bench.check(requests)
+    entries = list(bench.runner.timeline)
+    assert all(entry.dispatched_s <= entry.ready_s for entry in entries)
+    encoded = [entry for entry in entries if entry.kind == "encode"]
+    assert sum(entry.tokens for entry in encoded) == sum(len(request.prompt_ids) for request in requests)
+    generated = sum(entry.tokens for entry in entries if entry.kind == "decode") + sum(entry.rows for entry in encoded)
+    assert generated == sum(map(len, bench.tokens.values())) == bench.runner.stats().generated_tokens
+    trace = json.loads(bench.runner.timeline.to_chrome_trace())["traceEvents"]
+    spans = [event for event in trace if event["ph"] == "X"]
+    assert len(spans) == len(entries)
+    ends = 0.0
+    for span in spans:
+        assert span["ts"] >= ends - 1e-6 and span["dur"] >= 0
+        ends = span["ts"] + span["dur"]
+    assert 0 < bench.runner.timeline.busy_share() <= 1
