@@ -16,8 +16,8 @@ from solver.plan.buckets import Buckets, round_up
 
 def encode_calls(
     rows: Iterable[Row], slots: Slots, buckets: Buckets, prompt_tokens: int | None
-) -> tuple[tuple[EncodeCall, ...], list[Row]]:
-    """Calls for rows in order of arrival, and the rows that got a slot because their prompt is complete.
+) -> tuple[EncodeCall, ...]:
+    """Calls for rows in order of arrival.
 
     Args:
       rows: whose prompts are not wholly encoded yet; `encoded` and `slot` are advanced.
@@ -41,9 +41,7 @@ def encode_calls(
             # Only the chunked policy, whose chunks vary, has programs for every size of them.
             sizes = buckets.encode_tokens[-1:] if prompt_tokens is None else buckets.encode_tokens
             chunks += _chunk_calls(row, now, slots, sizes, buckets.cache_tokens)
-    calls = [*_whole_calls(whole, slots, buckets), *chunks]
-    complete = [slots.rows[r.slot] for call in calls for r in call.rows if r.slot != NO_SLOT]
-    return tuple(calls), complete
+    return (*_whole_calls(whole, slots, buckets), *chunks)
 
 
 def _whole_calls(rows: Sequence[Row], slots: Slots, buckets: Buckets) -> list[EncodeCall]:

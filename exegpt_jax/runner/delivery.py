@@ -11,6 +11,9 @@ from exegpt_jax.engine.api import NO_SLOT, DecodeResult, EncodeCall, EncodeResul
 from exegpt_jax.runner.events import Finished, Reason, Times, Tokens
 from exegpt_jax.runner.rows import Row
 
+# An index of a result's leading axes: rows of an encode call, or (iterations, slot) of a decode block.
+Where = slice | tuple[np.ndarray, int]
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -41,7 +44,7 @@ def first_tokens(
             if encode_row.slot == NO_SLOT:
                 continue
             row = slots[encode_row.slot]
-            logprobs = _logprobs_of(row, result.logprobs, np.s_[index : index + 1])
+            logprobs = _logprobs_of(row, result.logprobs, slice(index, index + 1))
             events.append(_tokens(row, (int(result.tokens[index, 0]),), logprobs, now_s))
             if result.done[index]:
                 ended.append(_ending(row, events[-1].token_ids[-1]))
@@ -57,7 +60,7 @@ def decoded_tokens(result: DecodeResult, slots: Mapping[int, Row], now_s: float)
         valid = result.counts[:, slot] > 0
         tokens = tuple(int(token) for token in result.tokens[valid, slot, 0])
         if tokens:
-            events.append(_tokens(row, tokens, _logprobs_of(row, result.logprobs, np.s_[valid, slot]), now_s))
+            events.append(_tokens(row, tokens, _logprobs_of(row, result.logprobs, (valid, slot)), now_s))
         if result.done[slot]:
             ended.append(_ending(row, tokens[-1] if tokens else None))
     return Outcome(
@@ -97,7 +100,7 @@ def _ending(row: Row, last_token: int | None) -> tuple[Row, Reason, int | None]:
     return row, "length" if row.remaining_tokens <= 0 else "stop", None
 
 
-def _logprobs_of(row: Row, logprobs: Logprobs | None, where: object) -> Logprobs | None:
+def _logprobs_of(row: Row, logprobs: Logprobs | None, where: Where) -> Logprobs | None:
     if logprobs is None or row.request.sampling.logprobs is None:
         return None
-    return Logprobs(logprobs.chosen[where], logprobs.top_ids[where], logprobs.top[where])  # type: ignore[index]
+    return Logprobs(logprobs.chosen[where], logprobs.top_ids[where], logprobs.top[where])

@@ -1,7 +1,7 @@
 """The Runner: the one loop that executes a Plan.
 
-    take what was asked, cancelled and overdue -> ask the policy -> release, compact, encode and insert, decode N_D times
-    -> hand over the first tokens -> hand over the block of decoded tokens -> again
+    take what was asked, cancelled and overdue -> ask the policy -> release, compact, encode and insert, decode N_D
+    times -> hand over the first tokens -> hand over the block of decoded tokens -> again
 
 It owns the queue and the rows, sends one frozen `PhaseCommand` per phase to an Executor, and hands one list of events
 to who asked after each part. Everything but `submit`, `cancel`, `drain`, `stop` and `stats` runs on its one thread.
@@ -201,7 +201,7 @@ class Runner:
         decision = self._policy(schedule, view)
         moves = self._compact(decision, buckets.decode_rows)
         self._encoding += [self._waiting.popleft() for _ in range(decision.admit)]
-        calls, complete = encode_calls(self._encoding, self._slots, buckets, decision.prompt_tokens)
+        calls = encode_calls(self._encoding, self._slots, buckets, decision.prompt_tokens)
         self._encoding = [row for row in self._encoding if row.slot is None]
         release, self._to_release = tuple(self._to_release), []
         drop, self._to_drop = tuple(self._to_drop), []

@@ -71,7 +71,7 @@ class Slots:
         heapq.heappush(self._free, slot)
 
     def compact(self, limit: int) -> tuple[tuple[int, int], ...]:
-        """Moves every row at or above `limit` to a free slot below it; there must be enough. Returns (from, to) pairs."""
+        """Moves every row at or above `limit` to a free slot below it, of which there are enough: (from, to) pairs."""
         moves = []
         for source in sorted(slot for slot in self.rows if slot >= limit):
             row = self.rows.pop(source)

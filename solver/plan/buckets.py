@@ -1,7 +1,7 @@
 """Ladders of compiled shapes: which sizes programs exist for, and which one a batch runs in.
 
-XLA compiles one program per shape, so rows and lengths are rounded up to a rung. The simulator and the engine round with
-the functions here, so padding is counted once and the set of reachable programs is a list.
+XLA compiles one program per shape, so rows and lengths are rounded up to a rung. The simulator and the engine round
+with the functions here, so padding is counted once and the set of reachable programs is a list.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ class Plan:
             )
         if not 0 < self.max_prompt_tokens < self.cache_tokens:
             raise ValueError(
-                f"max_prompt_tokens: {self.max_prompt_tokens} leaves no room for output in cache_tokens={self.cache_tokens}"
+                f"max_prompt_tokens: {self.max_prompt_tokens} leaves no room for output in "
+                f"cache_tokens={self.cache_tokens}"
             )
 
     def to_json(self) -> str:

@@ -1,6 +1,7 @@
 """The control variables of a schedule: what the planner decides and the runner executes.
 
-Names follow ExeGPT (ASPLOS 2024): B_E is `encode_batch`, N_D `decode_iterations`, B_D `decode_batch`, B_m `micro_batch`.
+Names follow ExeGPT (ASPLOS 2024): B_E is `encode_batch`, N_D `decode_iterations`, B_D `decode_batch` and B_m
+`micro_batch`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happened when: one format from the simulator and from the runner, so that predicted and measured lie side by side.
+"""What happened when: one format from simulator and runner, so that predicted and measured lie side by side.
 
 A Timeline keeps the last entries of a run and exports them as Chrome trace JSON, which ui.perfetto.dev opens.
 """
