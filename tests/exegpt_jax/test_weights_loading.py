@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from exegpt_jax.models import families
 from exegpt_jax.models.random import random_stage
 from exegpt_jax.sharding.mesh import make_mesh
 from exegpt_jax.sharding.stage import blueprint
@@ -24,7 +25,7 @@ from exegpt_jax.weights.digest import checkpoint_digest
 from exegpt_jax.weights.export import save_safetensors
 from exegpt_jax.weights.loading import load_stage
 from exegpt_jax.weights.safetensors import write_safetensors
-from solver.facts.model_config import parse_config
+from solver.facts.model_config import parse_config, read_model_spec
 from solver.facts.parameters import parameters
 from solver.plan.memory import weight_bytes
 from solver.plan.schedule import StageSpec
@@ -38,6 +39,8 @@ from tests.exegpt_jax.tiny_models import (
     write_model,
     write_tensors,
 )
+
+GOLDEN = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/model.safetensors"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -199,6 +202,20 @@ def test_random_stages_export_too(tmp_path: Path) -> None:
     assert_holds(load_stage(tmp_path, spec, stage_spec(spec, 4), "float32"), expected_params(spec, tensors, 4))
 
 
+@pytest.mark.parametrize("directory", GOLDEN, ids=lambda directory: directory.name)
+def test_files_that_transformers_wrote(tmp_path: Path, directory: Path) -> None:
+    """Loaded on 2 devices and written back: every tensor that holds a weight, bit for bit."""
+    spec = read_model_spec(directory)
+    theirs = read_tensors(directory)
+    (dtype,) = {tensor.dtype.name for tensor in theirs.values()}
+    save_safetensors(load_stage(directory, spec, stage_spec(spec, 2), dtype), tmp_path)
+    table = families.table(spec)
+    theirs = {table.full_name(name): tensor for name, tensor in theirs.items()}
+    ours = read_tensors(tmp_path)
+    assert {name for name in theirs if not table.is_ignored(name)} == set(ours)
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+
+
 def test_digest_follows_every_file(tmp_path: Path) -> None:
     write_model("llama", tmp_path)
     digests = {checkpoint_digest(tmp_path)}
@@ -239,9 +256,12 @@ print(json.dumps({"beyond": peak - before - held, "largest_shard": max(shards), 
 """
 
 
-def write_wide(directory: Path, hidden: int, mlp: int, dtype: str) -> None:
-    """One layer whose feed-forward matrices outweigh all else; zeros, but written to disk."""
-    config = {**CONFIGS["llama"], "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": 1}
+def write_wide(directory: Path, family: str, hidden: int, mlp: int, dtype: str) -> None:
+    """One layer whose feed-forward matrices outweigh all else."""
+    sizes: dict[str, object] = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": 1}
+    if family == "gpt2":
+        sizes = {"n_embd": hidden, "n_inner": mlp, "n_layer": 1}
+    config = {**CONFIGS[family], **sizes}
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     shapes = expected_tensors(parse_config(config))
@@ -255,13 +275,19 @@ def write_wide(directory: Path, hidden: int, mlp: int, dtype: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure resident memory")
 @pytest.mark.parametrize(
-    ("stored", "dtype", "tensor"),
-    [("F32", "float32", 1), ("F32", "bfloat16", 1), ("BF16", "float32", 1), ("F32", "float32", 2)],
+    ("family", "stored", "dtype", "tensor"),
+    [
+        ("llama", "F32", "float32", 1),
+        ("llama", "F32", "bfloat16", 1),
+        ("llama", "BF16", "float32", 1),
+        ("llama", "F32", "float32", 2),
+        ("gpt2", "F32", "bfloat16", 2),
+    ],
 )
-def test_peak_memory(tmp_path: Path, stored: str, dtype: str, tensor: int) -> None:
+def test_peak_memory(tmp_path: Path, family: str, stored: str, dtype: str, tensor: int) -> None:
     """Resident memory beyond the loaded arrays stays under 1.3 times the largest tensor's shard."""
-    write_wide(tmp_path / "wide", 2048, 8192, stored)
-    write_wide(tmp_path / "small", 64, 256, stored)
+    write_wide(tmp_path / "wide", family, 2048, 8192, stored)
+    write_wide(tmp_path / "small", family, 64, 256, stored)
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={tensor}"}
     result = subprocess.run(
         [sys.executable, "-c", MEASURED, str(tmp_path / "wide"), str(tensor), dtype, str(tmp_path / "small")],
