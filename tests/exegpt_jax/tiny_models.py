@@ -87,8 +87,14 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def read_tensors(directory: Path) -> dict[str, np.ndarray]:
+    """Every tensor of one or two dimensions; those with more hold no weights (causal masks)."""
     with open_checkpoint(directory) as files:
-        return {n: f.read(n, tuple(slice(0, s) for s in f.tensors[n].shape)) for n, f in files.items()}
+        shapes = {name: file.tensors[name].shape for name, file in files.items()}
+        return {
+            name: files[name].read(name, tuple(slice(0, size) for size in shape))
+            for name, shape in shapes.items()
+            if len(shape) in (1, 2)
+        }
 
 
 def expected_params(
