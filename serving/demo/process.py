@@ -1,0 +1,99 @@
+"""The demo's worker as its client holds it: started, listened to, and ended with the `with` block."""
+
+from __future__ import annotations
+
+import collections
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from serving.demo.messages import Message, parse
+
+_PATIENCE_S = 240.0
+"""The longest silence: between two lines nothing takes more than a compilation."""
+
+
+class Worker:
+    """A worker process. Its standard error is kept back and shown only if it fails."""
+
+    def __init__(self, directory: Path, max_rows: int, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._errors: collections.deque[str] = collections.deque(maxlen=20)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "serving.demo.worker", str(directory), str(max_rows)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env={**_program_cache(), **os.environ},
+            # Ctrl-C is the client's to handle; the worker ends when its input does.
+            start_new_session=True,
+        )
+        for work in (self._read_messages, self._read_errors):
+            threading.Thread(target=work, daemon=True).start()
+
+    def wait_for(self, step: str) -> Message:
+        """The next message of that kind; lines on the way are shown. Raises ValueError if the worker fails."""
+        while True:
+            try:
+                message = self._messages.get(timeout=_PATIENCE_S)
+            except queue.Empty:
+                raise ValueError(f"server process: silent for {_PATIENCE_S:.0f} s; stopped") from None
+            if message is None:
+                self._process.wait(timeout=10)
+                said = self._errors[-1] if self._errors else "nothing"
+                raise ValueError(f"server process: ended with status {self._process.returncode}, having said {said!r}")
+            if message.step == "failed":
+                raise ValueError(message.text)
+            if message.step == step:
+                return message
+            self._on_line(message.text)
+
+    def serve(self, policy: str) -> str:
+        """Has it serve that policy; returns the address."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(policy + "\n")
+        self._process.stdin.flush()
+        return self.wait_for("serving").text
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10 if kind is None else 1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _read_messages(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._messages.put(parse(line))
+        self._messages.put(None)
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._errors.append(line.strip())
+
+
+def _program_cache() -> dict[str, str]:
+    """Compiled programs stay on disk, so that the second demo starts at once; the user's own setting comes first."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(Path(base) / "exegpt" / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
