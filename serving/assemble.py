@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from absl import flags
-from exegpt_jax.runner.loop import Runner
 
 from exegpt_jax.engine.api import Executor
+from exegpt_jax.runner.loop import Runner
 from exegpt_jax.text.prompts import ModelText
 from serving.flags import schedule_arguments
 from serving.progress import Display
@@ -72,10 +72,8 @@ def _assemble_fake(directory: Path, values: flags.FlagValues) -> Service:
         cache_tokens=cache_tokens,
         max_prompt_tokens=values.max_prompt_tokens or max(cache_tokens // 2, 1),
     )
-    text = _text(directory, spec.vocab_size, plan)
-    eos_id = text.eos_ids[0] if text.eos_ids else spec.vocab_size - 1
-    executor = FakeExecutor(plan, spec.vocab_size, eos_id, step_s=values.fake_step_s)
-    return Service(plan, executor, text)
+    executor = FakeExecutor(plan, spec.vocab_size, step_s=values.fake_step_s)
+    return Service(plan, executor, _text(directory, spec.vocab_size, plan))
 
 
 def _text(directory: Path, vocab_size: int, plan: Plan) -> ModelText:
@@ -91,4 +89,4 @@ def keep_timeline(runner: Runner, values: flags.FlagValues) -> None:
     """Writes the Chrome trace if --timeline asks for it."""
     path: str | None = values.timeline
     if path is not None:
-        Path(path).write_text(runner.timeline.to_chrome_trace(), encoding="utf-8")
+        runner.timeline.write_chrome_trace(Path(path))

@@ -15,9 +15,8 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Literal
 
-from exegpt_jax.runner.loop import Runner
-
 from exegpt_jax.runner.events import Event, Finished, Tokens
+from exegpt_jax.runner.loop import Runner
 from exegpt_jax.runner.request import Request
 from exegpt_jax.text.answer import Answer, Ending, TokenLogprobs
 from exegpt_jax.text.prompts import ModelText, Prepared
@@ -167,15 +166,7 @@ class Frontend:
         try:
             prepared = await _prepare(text, fields)
             live = self._live[number] = _Live(prepared, text)
-            runner.submit(
-                Request(
-                    id=number,
-                    prompt_ids=prepared.prompt_ids,
-                    sampling=prepared.parameters.sampling,
-                    deadline_s=deadline_s,
-                    arrival_s=live.arrival_s,
-                )
-            )
+            self._submit(runner, number, live, deadline_s)
             ended = False
             try:
                 while not ended:
@@ -212,6 +203,22 @@ class Frontend:
         self._admitted += 1
         self._idle.clear()
         return self._text, self._runner
+
+    def _submit(self, runner: Runner, number: str, live: _Live, deadline_s: float | None) -> None:
+        request = Request(
+            id=number,
+            prompt_ids=live.prepared.prompt_ids,
+            sampling=live.prepared.parameters.sampling,
+            arrival_s=live.arrival_s,
+            deadline_s=deadline_s,
+        )
+        try:
+            runner.submit(request)
+        except ValueError:
+            if self._state == "draining":
+                # Admitted just before, and the drain ran out of time while its prompt was tokenised.
+                raise Unavailable("the server is stopping", 1.0) from None
+            raise
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:

@@ -64,7 +64,7 @@ class Answer:
         self._decoder = None
         if tokenizer is not None:
             self._decoder = tokenizer.stream(skip_special_tokens=parameters.skip_special_tokens)
-        self._stops = StopStrings(parameters.stop, include=parameters.include_stop)
+        self._stops = StopStrings(parameters.stop, include=parameters.include_stop) if parameters.stop else None
         self._tokens = 0
 
     def push(self, token_ids: Sequence[int], logprobs: Logprobs | None = None) -> Piece:
@@ -91,6 +91,8 @@ class Answer:
         ending = Ending(reason, stop_token, self._tokens)
         if self._decoder is None:
             return Piece("", ending=ending)
+        if self._stops is None:
+            return Piece(self._decoder.flush(), ending=ending)
         text, stop = self._stops.push(self._decoder.flush(), barred=self._barred())
         if stop is not None:
             return Piece(text, ending=Ending("stop", stop, self._tokens))
@@ -100,7 +102,8 @@ class Answer:
         hidden = token_id in self._parameters.sampling.stop_ids and not self._parameters.include_stop
         if self._decoder is None or hidden:
             return "", None
-        return self._stops.push(self._decoder.push(token_id), barred=self._barred())
+        text = self._decoder.push(token_id)
+        return (text, None) if self._stops is None else self._stops.push(text, barred=self._barred())
 
     def _barred(self) -> bool:
         """Stop strings count from the first token behind `min_tokens`, as in vLLM."""

@@ -12,6 +12,9 @@ from serving import cli
 from tests.serving.servers import ROOT, environment, exegpt
 
 
+SPEAK_GRPC = {"demo", "serve", "client"}
+
+
 def run(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         exegpt(*arguments), capture_output=True, text=True, timeout=60, env=environment(), check=False, **settings
@@ -26,7 +29,7 @@ def test_help_lists_every_command() -> None:
 
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
-def test_help_of_a_command_shows_its_flags_and_imports_neither_jax_nor_grpc(command: str) -> None:
+def test_help_of_a_command_shows_its_flags_and_stays_light(command: str) -> None:
     program = (
         "import sys; from serving import cli; status = cli.main(sys.argv[1:]);"
         "loaded = sorted({name.partition('.')[0] for name in sys.modules} & {'jax', 'flax', 'grpc', 'ortools'});"
@@ -41,7 +44,8 @@ def test_help_of_a_command_shows_its_flags_and_imports_neither_jax_nor_grpc(comm
         check=False,
     )
     assert shown.returncode == 0
-    assert shown.stderr == "[]\n"
+    assert shown.stderr in ("[]\n", "['grpc']\n")
+    assert "grpc" not in shown.stderr or command in SPEAK_GRPC
     assert shown.stdout.startswith(f"usage: exegpt {command} ")
     assert "--flagfile" in shown.stdout
     assert "--only_check_args" not in shown.stdout

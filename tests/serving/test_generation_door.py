@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -61,9 +62,13 @@ def test_text_and_its_token_ids_are_the_same_prompt(server: RunningServer, clien
 
 
 def test_a_stop_string_ends_text_and_tokens(client: Client) -> None:
-    whole = client.generate("stop here", max_tokens=60, ignore_eos=True)
-    stop = next(whole.text[i : i + 2] for i in range(5, len(whole.text)) if "\ufffd" not in whole.text[i : i + 2])
-    cut = client.generate("stop here", max_tokens=60, ignore_eos=True, stop=[stop])
+    for prompt in map(str, range(50)):
+        whole = client.generate(prompt, max_tokens=60, ignore_eos=True)
+        # Two whole characters, not right at the beginning.
+        if found := re.search(r"(?<=.{4})[^\ufffd]{2}", whole.text, re.DOTALL):
+            break
+    stop = found[0]
+    cut = client.generate(prompt, max_tokens=60, ignore_eos=True, stop=[stop])
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
     assert (cut.finish.reason, cut.finish.stop_reason) == ("stop", stop)
@@ -174,7 +179,7 @@ def test_leaving_early_frees_the_request(server: RunningServer, client: Client) 
     assert server.frontend.admitted == 1
     stream.close()
     until(lambda: server.frontend.admitted == 0)
-    until(lambda: server.runner.stats().live == 0)
+    until(lambda: server.runner.stats().running == 0)
 
 
 def test_a_deadline_ends_the_request(server: RunningServer, tiny_model: Path) -> None:
@@ -185,7 +190,7 @@ def test_a_deadline_ends_the_request(server: RunningServer, tiny_model: Path) ->
         assert refusal.value.code == "DEADLINE_EXCEEDED"
         assert time.monotonic() - begin_s < 2
         until(lambda: slow.frontend.admitted == 0)
-        until(lambda: slow.runner.stats().live == 0)
+        until(lambda: slow.runner.stats().running == 0)
 
 
 def test_before_warm_up_and_in_drain_it_is_unavailable_with_a_pushback(tiny_model: Path) -> None:

@@ -49,7 +49,7 @@ def test_sigterm_loses_no_live_stream(tiny_model: Path, tmp_path: Path, full: bo
     assert out.splitlines()[-1] == "stopped"
     assert [result.error for result in results] == [None] * count
     assert {len(result.token_ids) for result in results} == {100}
-    assert json.loads(timeline.read_text())
+    assert json.loads(timeline.read_text())["traceEvents"]
 
 
 def test_drain_ends_in_time_and_tells_the_rest(tiny_model: Path) -> None:
