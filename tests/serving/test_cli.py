@@ -11,7 +11,6 @@ import pytest
 from serving import cli
 from tests.serving.servers import ROOT, environment, exegpt
 
-
 SPEAK_GRPC = {"demo", "serve", "client"}
 
 
