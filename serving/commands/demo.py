@@ -35,13 +35,14 @@ shared.define_model(FLAGS)
 FLAGS.set_default("model", str(_EMBEDDED))
 flags.DEFINE_integer("requests", 1200, "requests to send under each schedule", 1, flag_values=FLAGS)
 flags.DEFINE_integer("max_rows", 24, "rows of the key/value cache, for both schedules", 4, flag_values=FLAGS)
+flags.DEFINE_string("picture", None, "also write what is printed as an SVG picture", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "which numbers are asked", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> int:
     shared.refuse_arguments(argv)
     started_s = time.monotonic()
-    console = Console(highlight=False)
+    console = Console(highlight=False, record=FLAGS.picture is not None)
     directory = shared.model_directory(FLAGS)
     rng = random.Random(FLAGS.seed)
     numbers = tuple(task.draw(rng, MIN_DIGITS, task.MAX_DIGITS, unseen=True) for _ in range(FLAGS.requests))
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> int:
     console.print(report.result_table(outcomes))
     gain = outcomes[0].summary.requests_per_s / max(outcomes[1].summary.requests_per_s, 1e-9)
     console.print(f"RRA answers {gain:.2f} times as many requests per second as static batching.")
+    if FLAGS.picture is not None:
+        console.save_svg(FLAGS.picture, title="make demo")
     print("DEMO " + json.dumps(report.machine_line(outcomes, time.monotonic() - started_s)), flush=True)
     complaint = report.complaint(outcomes)
     if complaint is not None:
