@@ -13,8 +13,9 @@ demo: setup
 test: setup
 	@$(BIN)/python -m pytest $(TESTS)
 
+# Goes on where it was broken off; when nothing is left to run (pytest says 5), it has passed before.
 test-full: setup
-	@EXEGPT_FULL=1 $(BIN)/python -m pytest $(TESTS)
+	@EXEGPT_FULL=1 $(BIN)/python -m pytest $(TESTS) || [ $$? -eq 5 ]
 
 lint: setup
 	@$(BIN)/ruff format --check .

@@ -25,6 +25,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 import hypothesis
 import pytest
 
+from tests import full_progress
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FULL = os.environ.get("EXEGPT_FULL") == "1"
 
@@ -32,6 +34,11 @@ FULL = os.environ.get("EXEGPT_FULL") == "1"
 hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, max_examples=25, database=None)
 hypothesis.settings.register_profile("full", derandomize=True, deadline=None, max_examples=500, database=None)
 hypothesis.settings.load_profile("full" if FULL else "quick")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if FULL:
+        config.pluginmanager.register(full_progress.FullProgress(), "full-progress")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
