@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exegpt_jax.runner.loop import Runner
-
 from exegpt_jax.testing.tiny_text import write_tiny_text
+from exegpt_jax.text.prompts import ModelText
 from serving import assemble
 from serving.commands import serve
 from serving.doors import generation, health
@@ -74,6 +74,11 @@ class RunningServer:
     frontend: Frontend
     states: health.Health
     runner: Runner
+    text: ModelText
+
+    def drain(self) -> bool:
+        """As SIGTERM begins it; requests are refused from here on."""
+        return asyncio.run_coroutine_threadsafe(self.frontend.drain(0.1), self.loop).result(10)
 
     def call(self, function: object, *arguments: object) -> object:
         """Runs a plain function on the server's loop."""
@@ -100,7 +105,7 @@ def running_server(service: assemble.Service, *, max_requests: int = 64, warm: b
         if warm:
             frontend.open(service.text, runner)
             states.set_serving(True)
-        started.append(RunningServer(address, asyncio.get_running_loop(), frontend, states, runner))
+        started.append(RunningServer(address, asyncio.get_running_loop(), frontend, states, runner, service.text))
         ready.set()
         await asyncio.to_thread(stop.wait)
         runner.stop()

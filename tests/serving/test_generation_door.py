@@ -50,12 +50,12 @@ def test_an_answer_streams_and_adds_up(server: RunningServer, client: Client) ->
     assert finish.completion_tokens == sum(len(chunk.token_ids) for chunk in chunks) == 40
     assert finish.prompt_tokens > 0
     assert 0 <= finish.encode_start_s <= finish.first_token_s <= finish.last_token_s
-    tokenizer = server.frontend._text.tokenizer
+    tokenizer = server.text.tokenizer
     assert "".join(chunk.text for chunk in chunks) == tokenizer.decode([t for chunk in chunks for t in chunk.token_ids])
 
 
 def test_text_and_its_token_ids_are_the_same_prompt(server: RunningServer, client: Client) -> None:
-    ids = server.frontend._text.tokenizer.encode("hello")
+    ids = server.text.tokenizer.encode("hello")
     text, tokens = client.generate("hello", max_tokens=9), client.generate(ids, max_tokens=9)
     assert text.token_ids == tokens.token_ids
     assert client.generate([{"role": "user", "content": "hello"}], max_tokens=9).finish.prompt_tokens > len(ids)
@@ -202,7 +202,7 @@ def test_before_warm_up_and_in_drain_it_is_unavailable_with_a_pushback(tiny_mode
             assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
             assert word in refusal.value.details()
             assert int(dict(refusal.value.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
-            cold.frontend._state = "draining"
+            assert cold.drain()
 
 
 def test_more_than_max_requests_are_refused_and_the_rest_goes_on(tiny_model: Path) -> None:
