@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import NamedSharding
 
 from exegpt_jax.models.families.table import Axes, logical_shape
@@ -44,39 +45,35 @@ def random_stage(
         # A head that ties to another stage's embedding is that embedding.
         path = "embed.tokens" if leaf.path == "head.weight" and spec.tied_embeddings else leaf.path
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
-        params.append(_random(key, spec, path, leaf.shape, leaf.axes, leaf.dtype, leaf.sharding, scale))
+        if path.endswith("norm.weight"):
+            mean, spread = 1.0, 0.1
+        elif len(leaf.shape) == 1:
+            mean, spread = 0.0, 0.1
+        else:
+            mean, spread = 0.0, scale * (1.0 if path.startswith("embed") else leaf.shape[1] ** -0.5)
+        make = _maker(spec, leaf.shape, leaf.axes, leaf.dtype, leaf.sharding)
+        params.append(make(key, jnp.float32(mean), jnp.float32(spread)))
     return plan.bind(params)
 
 
-def _random(
-    key: jax.Array,
-    spec: ModelSpec,
-    path: str,
-    shape: tuple[int, ...],
-    axes: Axes,
-    dtype: jnp.dtype,
-    sharding: NamedSharding,
-    scale: float,
-) -> jax.Array:
-    @functools.partial(jax.jit, out_shardings=sharding)
-    def make(key: jax.Array) -> jax.Array:
-        logical = logical_shape(spec, axes, shape)
-        x = jax.random.normal(key, logical, jnp.float32)
-        if path.endswith("norm.weight"):
-            x = 1.0 + 0.1 * x
-        elif len(shape) == 1:
-            x = 0.1 * x
-        else:
-            x = x * (scale * (1.0 if path.startswith("embed") else shape[1] ** -0.5))
-        for dimension, axis in enumerate(axes):
+@functools.lru_cache(maxsize=256)
+def _maker(
+    spec: ModelSpec, shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype, sharding: NamedSharding
+) -> Callable[[Array, Array, Array], Array]:
+    """A program (one for all parameters of this shape) from a key, a mean and a spread to a stored parameter."""
+
+    def make(key: Array, mean: Array, spread: Array) -> Array:
+        x = mean + spread * jax.random.normal(key, logical_shape(spec, axes, shape), jnp.float32)
+        for dimension, (axis, size) in enumerate(zip(axes, shape, strict=True)):
             if axis == "vocab":
                 pad = [(0, 0)] * x.ndim
-                pad[dimension] = (0, shape[dimension] - x.shape[dimension])
+                pad[dimension] = (0, size - x.shape[dimension])
                 x = jnp.pad(x, pad)
-            elif axis == "kv_heads" and x.shape[dimension] != shape[dimension]:
-                split = x.reshape(*x.shape[:dimension], spec.kv_heads, spec.head_dim, *x.shape[dimension + 1 :])
-                repeats = shape[dimension] // x.shape[dimension]
-                x = jnp.repeat(split, repeats, axis=dimension).reshape(shape)
+            elif axis == "kv_heads":
+                ahead, behind = x.shape[:dimension], x.shape[dimension + 1 :]
+                heads = x.reshape(*ahead, spec.kv_heads, spec.head_dim, *behind)
+                repeats = size // x.shape[dimension]
+                x = jnp.repeat(heads, repeats, axis=dimension).reshape(*ahead, size, *behind)
         return x.astype(dtype)
 
-    return make(key)
+    return jax.jit(make, out_shardings=sharding)
