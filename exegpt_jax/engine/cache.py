@@ -1,0 +1,125 @@
+"""The key/value cache: pure functions on explicit arrays, and the only place that knows their layout.
+
+Layout "slots": per layer a pair (keys, values) of [rows, kv_heads, length, head_dim], left-aligned, so that the index
+along `length` is the position. Heads come before positions because attention multiplies per row and head: XLA on CPU
+would otherwise transpose the whole cache in every step.
+
+A decode program works on a view: the lowest rows and positions, cut out once before its loop and put back once behind
+it. A view as large as the cache is the cache itself and costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import NamedSharding
+from jaxtyping import Float, Int
+
+from exegpt_jax.sharding.rules import Rules
+from exegpt_jax.sharding.stage import Stage
+
+Layer = tuple[Float[Array, "rows kv_heads length head_dim"], Float[Array, "rows kv_heads length head_dim"]]
+Layers = tuple[Layer, ...]
+
+_AXES = (None, "kv_heads", None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSpec:
+    """The shape of a stage's cache.
+
+    Attributes:
+      layers: of the stage.
+      kv_heads: as stored, over all devices.
+      head_dim: of one head.
+      dtype: of keys and values.
+      sharding: of every array.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    sharding: NamedSharding
+
+    @staticmethod
+    def of(stage: Stage, dtype: str) -> CacheSpec:
+        spec, tensor = stage.spec, stage.stage.tensor
+        heads = spec.stored_kv_heads(tensor)
+        rules = Rules().spec(_AXES, (1, heads, 1, spec.head_dim), stage.mesh)
+        first, end = stage.stage.layers
+        return CacheSpec(end - first, heads, spec.head_dim, dtype, NamedSharding(stage.mesh, rules))
+
+    def abstract(self, rows: int, length: int) -> tuple[tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct], ...]:
+        """Shapes and shardings without arrays, for compiling ahead."""
+        shape = (rows, self.kv_heads, length, self.head_dim)
+        one = jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype), sharding=self.sharding)
+        return ((one, one),) * self.layers
+
+
+def alloc(spec: CacheSpec, rows: int, length: int) -> Layers:
+    """An empty cache; to be traced, so that its arrays come to life where they belong."""
+    shape, dtype = (rows, spec.kv_heads, length, spec.head_dim), jnp.dtype(spec.dtype)
+    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(spec.layers))
+
+
+class SlotOps:
+    """What attention asks of one layer (`exegpt_jax.models.cache_ops.CacheOps`)."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = jnp.dtype(dtype)
+
+    def write(
+        self,
+        layer: Layer,
+        k: Float[Array, "rows tokens kv_heads head_dim"],
+        v: Float[Array, "rows tokens kv_heads head_dim"],
+        positions: Int[Array, "rows tokens"],
+    ) -> Layer:
+        row = jnp.arange(k.shape[0])[:, None]
+        # One past the end instead of -1, which would count from the back; both are dropped.
+        where = jnp.where(positions < 0, layer[0].shape[2], positions)
+        keys, values = (
+            held.at[row, :, where].set(new.astype(held.dtype), mode="drop")
+            for held, new in zip(layer, (k, v), strict=True)
+        )
+        return keys, values
+
+    def view(
+        self, layer: Layer
+    ) -> tuple[Float[Array, "rows kv_heads length head_dim"], Float[Array, "rows kv_heads length head_dim"]]:
+        return layer
+
+    def fresh(
+        self, k: Float[Array, "rows tokens kv_heads head_dim"], v: Float[Array, "rows tokens kv_heads head_dim"]
+    ) -> Layer:
+        return k.swapaxes(1, 2).astype(self._dtype), v.swapaxes(1, 2).astype(self._dtype)
+
+
+def cut(layers: Layers, rows: int, length: int) -> Layers:
+    """The view of the lowest `rows` slots and the first `length` positions."""
+    return jax.tree.map(lambda held: held[:rows, :, :length], layers)
+
+
+def put_back(layers: Layers, view: Layers) -> Layers:
+    """The cache with a changed view in its place."""
+    return jax.tree.map(lambda held, part: jax.lax.dynamic_update_slice(held, part, (0, 0, 0, 0)), layers, view)
+
+
+def insert(layers: Layers, payload: Layers, slots: Int[Array, "rows"]) -> Layers:
+    """Writes each row of a payload at the start of its slot; slots beyond the cache are dropped."""
+    length = payload[0][0].shape[2]
+    return jax.tree.map(lambda held, new: held.at[slots, :, :length].set(new, mode="drop"), layers, payload)
+
+
+def gather(layers: Layers, slots: Int[Array, "rows"]) -> Layers:
+    """Copies whole slots out."""
+    return jax.tree.map(lambda held: jnp.take(held, slots, axis=0, mode="clip"), layers)
+
+
+def move(layers: Layers, sources: Int[Array, "moves"], targets: Int[Array, "moves"]) -> Layers:
+    """Copies slots onto others; targets beyond the cache are dropped."""
+    return insert(layers, gather(layers, sources), targets)

@@ -1,0 +1,168 @@
+"""Every program that a Plan can reach, as a list of recipes: one per (phase, bucket).
+
+The schedule fixes the buckets, so the list is short and known before the first request; after it is compiled nothing is.
+The cache is donated from program to program, and nothing else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax import ShapeDtypeStruct
+from jax.sharding import NamedSharding, PartitionSpec
+
+from exegpt_jax.engine.cache import CacheSpec
+from exegpt_jax.engine.compiling import Recipe
+from exegpt_jax.engine.sampling import Counts, SamplingRows, pack
+from exegpt_jax.engine.state import Cache, Payload, Rows
+from exegpt_jax.engine.steps import Steps
+from exegpt_jax.sharding.stage import Stage
+from solver.plan.plan import Plan
+
+# Slots released or moved by one dispatch; more take several.
+SLOTS_PER_CALL = 8
+
+Shape = ShapeDtypeStruct
+
+
+class Recipes:
+    """The shapes of a plan's programs on one stage; `all` lists them."""
+
+    def __init__(self, stage: Stage, plan: Plan) -> None:
+        self._stage, self._plan = stage, plan
+        self._steps = Steps(stage, plan.cache_dtype, plan.cache_tokens, plan.schedule.decode_iterations)
+        self._cache_spec = CacheSpec.of(stage, plan.cache_dtype)
+        self._whole = NamedSharding(stage.mesh, PartitionSpec())
+        self._vocab = stage.spec.padded_vocab(stage.stage.tensor)
+        self._params = tuple(Shape(p.shape, p.dtype, sharding=p.sharding) for p in stage.params)
+
+    def all(self) -> dict[tuple[object, ...], Recipe]:
+        """Recipes by key: ("encode", rows, tokens), ("decode", rows, tokens) and so on."""
+        found: dict[tuple[object, ...], Recipe] = {}
+        for key, name, function, arguments in (
+            *self._states(),
+            *self._encodes(),
+            *self._chunks(),
+            *self._inserts(),
+            *self._decodes(),
+        ):
+            found[key] = Recipe(name, function, arguments)
+        return found
+
+    def _states(self) -> Iterator[tuple]:
+        rows = self._plan.schedule.max_rows
+        cache, state = self._cache(rows), self._rows(rows)
+        placed = jax.tree.map(lambda shape: shape.sharding, (cache, state))
+        alloc = jax.jit(lambda: self._steps.alloc(rows), out_shardings=placed)
+        yield ("alloc",), f"allocate {rows} rows", alloc, ()
+        some = self._ints(SLOTS_PER_CALL)
+        yield ("release",), "release", jax.jit(self._steps.release, out_shardings=placed[1]), (state, some)
+        move = jax.jit(self._steps.move, donate_argnums=0, out_shardings=placed)
+        yield ("move",), "move", move, (cache, state, some, some)
+
+    def _encodes(self) -> Iterator[tuple]:
+        for rows in self._plan.buckets.encode_rows:
+            for tokens in self._plan.buckets.encode_tokens:
+                arguments = (
+                    self._params,
+                    self._ints(rows, tokens),
+                    self._ints(rows),
+                    self._ints(rows),
+                    self._wanted(rows),
+                )
+                function = jax.jit(self._steps.encode, out_shardings=(self._placed(self._payload(rows, tokens)), None))
+                yield ("encode", rows, tokens), f"encode {rows} rows x {tokens} tokens", function, arguments
+
+    def _chunks(self) -> Iterator[tuple]:
+        sizes, contexts = self.chunk_tokens(), self.chunk_contexts()
+        for context in contexts:
+            layers = self._cache_spec.abstract(1, context)
+            alloc = jax.jit(
+                lambda context=context: self._steps.alloc_payload(context), out_shardings=self._placed(layers)
+            )
+            yield ("payload", context), f"allocate a prompt of {context} tokens", alloc, ()
+            for tokens in sizes:
+                if tokens > context:
+                    continue
+                placed = self._placed(self._payload(1, context))
+                function = jax.jit(self._steps.encode_chunk, donate_argnums=1, out_shardings=(placed, None))
+                one = self._ints(1)
+                arguments = (
+                    self._params,
+                    layers,
+                    self._ints(1, tokens),
+                    one,
+                    self._ints(1, context),
+                    one,
+                    one,
+                    self._wanted(1),
+                )
+                name = f"encode a chunk of {tokens} of {context} tokens"
+                yield ("chunk", tokens, context), name, function, arguments
+
+    def _inserts(self) -> Iterator[tuple]:
+        rows = self._plan.schedule.max_rows
+        cache, state = self._cache(rows), self._rows(rows)
+        buckets = self._plan.buckets
+        shapes = {(new, tokens) for new in buckets.encode_rows for tokens in buckets.encode_tokens}
+        shapes |= {(1, context) for context in self.chunk_contexts()}
+        for new, tokens in sorted(shapes):
+            function = jax.jit(self._steps.insert, donate_argnums=0, out_shardings=self._placed((cache, state)))
+            arguments = (cache, state, self._payload(new, tokens), self._ints(new))
+            yield ("insert", new, tokens), f"insert {new} rows x {tokens} tokens", function, arguments
+
+    def _decodes(self) -> Iterator[tuple]:
+        most = self._plan.schedule.max_rows
+        cache, state = self._cache(most), self._rows(most)
+        for rows in self._plan.buckets.decode_rows:
+            for tokens in self._plan.buckets.cache_tokens:
+                function = jax.jit(
+                    self._steps.decode,
+                    donate_argnums=1,
+                    static_argnums=(4, 5),
+                    out_shardings=(*self._placed((cache, state)), None),
+                )
+                arguments = (self._params, cache, state, self._ints(), rows, tokens)
+                yield ("decode", rows, tokens), f"decode {rows} rows x {tokens} tokens", function, arguments
+
+    def chunk_contexts(self) -> tuple[int, ...]:
+        """Lengths that a prompt in chunks may have: none where every prompt fits one call."""
+        largest, longest = self._plan.buckets.encode_tokens[-1], self._plan.max_prompt_tokens
+        contexts = self._plan.buckets.cache_tokens
+        if self._plan.schedule.policy == "chunked":
+            return tuple(c for i, c in enumerate(contexts) if i == 0 or contexts[i - 1] < longest)
+        if longest <= largest:
+            return ()
+        return tuple(c for i, c in enumerate(contexts) if c > largest and (i == 0 or contexts[i - 1] < longest))
+
+    def chunk_tokens(self) -> tuple[int, ...]:
+        """Sizes of chunks: of the largest rung, except where the token budget cuts them."""
+        ladder = self._plan.buckets.encode_tokens
+        return ladder if self._plan.schedule.policy == "chunked" else ladder[-1:]
+
+    # Shapes of arguments.
+
+    def _ints(self, *shape: int) -> Shape:
+        return Shape(shape, jnp.int32, sharding=self._whole)
+
+    def _wanted(self, rows: int) -> SamplingRows:
+        return jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=self._whole), pack((), rows))
+
+    def _rows(self, rows: int) -> Rows:
+        ints = self._ints(rows)
+        return Rows(ints, ints, ints, Shape((rows,), jnp.bool_, sharding=self._whole), self._wanted(rows))  # type: ignore[arg-type]
+
+    def _counts(self, rows: int) -> Counts:
+        seen = Shape((rows, self._vocab), jnp.bool_, sharding=self._whole)
+        return Counts(self._ints(rows, self._vocab), seen)  # type: ignore[arg-type]
+
+    def _cache(self, rows: int) -> Cache:
+        return Cache(self._cache_spec.abstract(rows, self._plan.cache_tokens), self._counts(rows))  # type: ignore[arg-type]
+
+    def _payload(self, rows: int, tokens: int) -> Payload:
+        return Payload(self._cache_spec.abstract(rows, tokens), self._counts(rows), self._rows(rows))  # type: ignore[arg-type]
+
+    def _placed(self, shapes: object) -> object:
+        return jax.tree.map(lambda shape: shape.sharding, shapes)

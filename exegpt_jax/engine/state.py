@@ -1,0 +1,105 @@
+"""The engine's explicit state: the cache, and one entry per row of all that decoding needs to know."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from exegpt_jax.engine.cache import Layers
+from exegpt_jax.engine.sampling import Counts, SamplingRows
+
+
+class Cache(NamedTuple):
+    """What is large and donated from program to program.
+
+    Attributes:
+      layers: keys and values of max_rows slots.
+      counts: tokens that each slot's request has had.
+    """
+
+    layers: Layers
+    counts: Counts
+
+
+class Rows(NamedTuple):
+    """What is small: one entry per row.
+
+    Attributes:
+      token: newest token, which the next iteration reads.
+      position: of that token; everything before it is in the cache.
+      generated: output tokens so far.
+      active: the row decodes.
+      wanted: how to sample.
+    """
+
+    token: Int[Array, "rows"]
+    position: Int[Array, "rows"]
+    generated: Int[Array, "rows"]
+    active: Bool[Array, "rows"]
+    wanted: SamplingRows
+
+
+class State(NamedTuple):
+    cache: Cache
+    rows: Rows
+
+
+class Payload(NamedTuple):
+    """Prompts that were encoded and wait for a slot: their cache, their token counts, and their rows to be."""
+
+    layers: Layers
+    counts: Counts
+    rows: Rows
+
+
+class Block(NamedTuple):
+    """What a phase computed: tokens of all iterations, and log-probabilities where a row asked for them.
+
+    Attributes:
+      tokens: [iterations, rows, 1].
+      counts: valid tokens of each row in each iteration.
+      done: the row holds no running request.
+      chosen, top_ids, top: log-probabilities.
+    """
+
+    tokens: Int[Array, "iterations rows width"]
+    counts: Int[Array, "iterations rows"]
+    done: Bool[Array, "rows"]
+    chosen: Float[Array, "iterations rows"]
+    top_ids: Int[Array, "iterations rows logprobs"]
+    top: Float[Array, "iterations rows logprobs"]
+
+
+def accept(rows: Rows, token: Int[Array, "rows"], position: Int[Array, "rows"], length: int) -> Rows:
+    """Rows after a new token at `position`; a row ends at a stop token, at max_tokens, or where its slot is full."""
+    generated = rows.generated + 1
+    stopped = jnp.any(token[:, None] == rows.wanted.stop_ids, axis=-1)
+    ends = stopped | (generated >= rows.wanted.max_tokens) | (position >= length)
+    going = rows.active
+    return Rows(
+        token=jnp.where(going, token, rows.token),
+        position=jnp.where(going, position, rows.position),
+        generated=jnp.where(going, generated, rows.generated),
+        active=going & ~ends,
+        wanted=rows.wanted,
+    )
+
+
+def count(counts: Counts, token: Int[Array, "rows"], happened: Bool[Array, "rows"]) -> Counts:
+    """Counts after one more output token in the rows where it happened."""
+    rows, vocab = counts.output.shape
+    where = jnp.where(happened, token, vocab)
+    return Counts(counts.output.at[jnp.arange(rows), where].add(1, mode="drop"), counts.prompt)
+
+
+def put_rows(rows: Rows, new: Rows, slots: Int[Array, "new"]) -> Rows:
+    """`rows` with new entries at their slots; slots beyond the end are dropped."""
+    return jax.tree.map(lambda held, entry: held.at[slots].set(entry, mode="drop"), rows, new)
+
+
+def take_rows(rows: Rows, slots: Int[Array, "taken"]) -> Rows:
+    return jax.tree.map(lambda held: jnp.take(held, slots, axis=0, mode="clip"), rows)
