@@ -1,8 +1,8 @@
 """The words between the Runner and the devices: plain, frozen, serialisable data.
 
-The Runner decides; an Executor does. Once per phase the Runner sends one `PhaseCommand` and gets a `Pending`, from which
-it reads the first tokens as soon as the encode part is ready and the decoded block when the whole phase is. Nothing here
-holds a device array, so an Executor can stand in another process.
+The Runner decides; an Executor does. Once per phase the Runner sends one `PhaseCommand` and gets a `Pending`, from
+which it reads the first tokens as soon as the encode part is ready and the decoded block when the whole phase is.
+Nothing here holds a device array, so an Executor can stand in another process.
 
 A slot is the number of a row in the key/value cache. A phase runs in this order: drop, release, move, encode (each call
 inserts its rows that are complete), decode.
@@ -98,7 +98,7 @@ class EncodeCall:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeCall:
-    """N_D decode iterations in one dispatch over the lowest `rows_bucket` slots, attending to `cache_bucket` positions."""
+    """N_D decode iterations in one dispatch: the lowest `rows_bucket` slots attend to `cache_bucket` positions."""
 
     iterations: int
     rows_bucket: int

@@ -97,7 +97,7 @@ def listen() -> None:
             _listening = True
 
 
-def _on_event(event: str, duration_s: float, **_: object) -> None:
+def _on_event(event: str, duration_secs: float, **_: str | int) -> None:
     global _compilations
     if event == _EVENT:
         with _lock:

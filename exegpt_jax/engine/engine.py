@@ -6,14 +6,13 @@ not be used again. Nothing here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Container, Sequence
 
 import numpy as np
 
 from exegpt_jax.engine.api import EncodeCall, EngineError
 from exegpt_jax.engine.cache import Layers
-from exegpt_jax.engine.compiling import Program, compile_all, keep_on_disk
+from exegpt_jax.engine.compiling import Program, compile_all
 from exegpt_jax.engine.programs import SLOTS_PER_CALL, Recipes
 from exegpt_jax.engine.sampling import pack
 from exegpt_jax.engine.state import Block, Payload, State
@@ -41,12 +40,16 @@ class Engine:
         self._run: dict[tuple[object, ...], Program] = {}
 
     def warm_up(
-        self, progress: Callable[[str, int, int], None] = _silent, cache_directory: Path | None = None
+        self, progress: Callable[[str, int, int], None] = _silent, kinds: Container[str] | None = None
     ) -> tuple[Program, ...]:
-        """Compiles every program that the plan can reach; afterwards nothing compiles any more."""
-        if cache_directory is not None:
-            keep_on_disk(cache_directory)
+        """Compiles every program that the plan can reach; afterwards nothing compiles any more.
+
+        Args:
+          progress: called with a program's name, how many are done, and how many there are.
+          kinds: only these (a measurement needs few).
+        """
         recipes = Recipes(self.stage, self.plan).all()
+        recipes = {key: recipe for key, recipe in recipes.items() if kinds is None or key[0] in kinds}
         self.programs = compile_all(list(recipes.values()), progress)
         self._run = dict(zip(recipes, self.programs, strict=True))
         return self.programs

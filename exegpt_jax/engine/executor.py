@@ -25,7 +25,7 @@ from exegpt_jax.engine.api import (
 )
 from exegpt_jax.engine.cache import Layers
 from exegpt_jax.engine.engine import Engine
-from exegpt_jax.engine.state import Block
+from exegpt_jax.engine.state import Block, State
 from solver.plan.memory import cache_row_bytes, payload_bytes
 
 _Result = TypeVar("_Result")
@@ -49,7 +49,7 @@ class LocalExecutor:
 
     def reset(self) -> None:
         """Back to an empty cache; the old one's memory is free before the new one is taken."""
-        self._state = None
+        self._state: State | None = None
         self._prompts: dict[int, _Prompt] = {}
         self._used: set[int] = set()
         # Slots whose request asked for log-probabilities: nobody else's are copied to the host.
@@ -86,9 +86,9 @@ class LocalExecutor:
         decoded = None
         if command.decode is not None:
             call = command.decode
-            self._state, decoded = engine.decode(self._state, call.iterations, call.rows_bucket, call.cache_bucket)
+            self._state, block = engine.decode(self._state, call.iterations, call.rows_bucket, call.cache_bucket)
             tells = any(slot < call.rows_bucket for slot in self._telling)
-            decoded = _Parts.of(decoded, call.iterations, tells)
+            decoded = _Parts.of(block, call.iterations, tells)
         return _Phase(tuple((call, _Parts.of(block, 1, _tells(call))) for call, block in encoded), decoded)
 
     def _encode(self, call: EncodeCall) -> Block:

@@ -1,7 +1,7 @@
 """Every program that a Plan can reach, as a list of recipes: one per (phase, bucket).
 
-The schedule fixes the buckets, so the list is short and known before the first request; after it is compiled nothing is.
-The cache is donated from program to program, and nothing else is.
+The schedule fixes the buckets, so the list is short and known before the first request; once it is compiled, nothing
+is any more. The cache is donated from program to program, and nothing else is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 
 from exegpt_jax.engine.cache import CacheSpec
 from exegpt_jax.engine.compiling import Recipe
@@ -25,6 +26,8 @@ from solver.plan.plan import Plan
 SLOTS_PER_CALL = 8
 
 Shape = ShapeDtypeStruct
+Key = tuple[object, ...]
+_Entry = tuple[Key, str, Wrapped, tuple[object, ...]]
 
 
 class Recipes:
@@ -38,9 +41,9 @@ class Recipes:
         self._vocab = stage.spec.padded_vocab(stage.stage.tensor)
         self._params = tuple(Shape(p.shape, p.dtype, sharding=p.sharding) for p in stage.params)
 
-    def all(self) -> dict[tuple[object, ...], Recipe]:
+    def all(self) -> dict[Key, Recipe]:
         """Recipes by key: ("encode", rows, tokens), ("decode", rows, tokens) and so on."""
-        found: dict[tuple[object, ...], Recipe] = {}
+        found: dict[Key, Recipe] = {}
         for key, name, function, arguments in (
             *self._states(),
             *self._encodes(),
@@ -51,7 +54,7 @@ class Recipes:
             found[key] = Recipe(name, function, arguments)
         return found
 
-    def _states(self) -> Iterator[tuple]:
+    def _states(self) -> Iterator[_Entry]:
         rows = self._plan.schedule.max_rows
         cache, state = self._cache(rows), self._rows(rows)
         placed = jax.tree.map(lambda shape: shape.sharding, (cache, state))
@@ -62,7 +65,7 @@ class Recipes:
         move = jax.jit(self._steps.move, donate_argnums=0, out_shardings=placed)
         yield ("move",), "move", move, (cache, state, some, some)
 
-    def _encodes(self) -> Iterator[tuple]:
+    def _encodes(self) -> Iterator[_Entry]:
         for rows in self._plan.buckets.encode_rows:
             for tokens in self._plan.buckets.encode_tokens:
                 arguments = (
@@ -75,7 +78,7 @@ class Recipes:
                 function = jax.jit(self._steps.encode, out_shardings=(self._placed(self._payload(rows, tokens)), None))
                 yield ("encode", rows, tokens), f"encode {rows} rows x {tokens} tokens", function, arguments
 
-    def _chunks(self) -> Iterator[tuple]:
+    def _chunks(self) -> Iterator[_Entry]:
         sizes, contexts = self.chunk_tokens(), self.chunk_contexts()
         for context in contexts:
             layers = self._cache_spec.abstract(1, context)
@@ -102,7 +105,7 @@ class Recipes:
                 name = f"encode a chunk of {tokens} of {context} tokens"
                 yield ("chunk", tokens, context), name, function, arguments
 
-    def _inserts(self) -> Iterator[tuple]:
+    def _inserts(self) -> Iterator[_Entry]:
         rows = self._plan.schedule.max_rows
         cache, state = self._cache(rows), self._rows(rows)
         buckets = self._plan.buckets
@@ -113,7 +116,7 @@ class Recipes:
             arguments = (cache, state, self._payload(new, tokens), self._ints(new))
             yield ("insert", new, tokens), f"insert {new} rows x {tokens} tokens", function, arguments
 
-    def _decodes(self) -> Iterator[tuple]:
+    def _decodes(self) -> Iterator[_Entry]:
         most = self._plan.schedule.max_rows
         cache, state = self._cache(most), self._rows(most)
         for rows in self._plan.buckets.decode_rows:
@@ -122,7 +125,7 @@ class Recipes:
                     self._steps.decode,
                     donate_argnums=1,
                     static_argnums=(4, 5),
-                    out_shardings=(*self._placed((cache, state)), None),
+                    out_shardings=(self._placed(cache), self._placed(state), None),
                 )
                 arguments = (self._params, cache, state, self._ints(), rows, tokens)
                 yield ("decode", rows, tokens), f"decode {rows} rows x {tokens} tokens", function, arguments

@@ -11,7 +11,7 @@ number of devices or the schedule. What no row asks for is skipped by `lax.cond`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,18 @@ from exegpt_jax.engine.api import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_IDS, Sa
 GREEDY_BELOW = 1e-5
 BARRED = -1e30
 _NO_TOKEN = 2**31 - 1
+_LOW = 2**32 - 1
+_COLUMNS = {
+    "temperature": np.float32,
+    "top_k": np.int32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "repetition_penalty": np.float32,
+    "max_tokens": np.int32,
+    "min_tokens": np.int32,
+}
 
 
 class SamplingRows(NamedTuple):
@@ -62,7 +74,7 @@ class Chosen(NamedTuple):
 
 
 def pack(requests: Sequence[Sampling], rows: int) -> SamplingRows:
-    """Parameters of requests as NumPy arrays of `rows` entries, the rest greedy. Raises ValueError on too long lists."""
+    """Parameters of requests as NumPy arrays of `rows` entries, the rest greedy. Raises ValueError on long lists."""
     padded = [*requests, *[Sampling(max_tokens=0)] * (rows - len(requests))]
     for one in requests:
         if len(one.stop_ids) > MAX_STOP_IDS:
@@ -76,23 +88,14 @@ def pack(requests: Sequence[Sampling], rows: int) -> SamplingRows:
         stops[row, : len(one.stop_ids)] = one.stop_ids
         for place, (token, bias) in enumerate(one.logit_bias):
             bias_ids[row, place], biases[row, place] = token, bias
-    seeds = np.array([[(one.seed >> 32) & 0xFFFFFFFF, one.seed & 0xFFFFFFFF] for one in padded], np.uint32)
-    return SamplingRows(
-        temperature=np.array([one.temperature for one in padded], np.float32),
-        top_k=np.array([one.top_k for one in padded], np.int32),
-        top_p=np.array([one.top_p for one in padded], np.float32),
-        min_p=np.array([one.min_p for one in padded], np.float32),
-        presence_penalty=np.array([one.presence_penalty for one in padded], np.float32),
-        frequency_penalty=np.array([one.frequency_penalty for one in padded], np.float32),
-        repetition_penalty=np.array([one.repetition_penalty for one in padded], np.float32),
-        seed=seeds,
-        stop_ids=stops,
-        bias_ids=bias_ids,
-        biases=biases,
-        max_tokens=np.array([one.max_tokens for one in padded], np.int32),
-        min_tokens=np.array([one.min_tokens for one in padded], np.int32),
-        logprobs=np.array([one.logprobs is not None for one in padded], np.bool_),
-    )  # type: ignore[arg-type]
+    columns: dict[str, np.ndarray] = {
+        name: np.array([getattr(one, name) for one in padded], dtype) for name, dtype in _COLUMNS.items()
+    }
+    columns["seed"] = np.array([[(one.seed >> 32) & _LOW, one.seed & _LOW] for one in padded], np.uint32)
+    columns["logprobs"] = np.array([one.logprobs is not None for one in padded], np.bool_)
+    columns |= {"stop_ids": stops, "bias_ids": bias_ids, "biases": biases}
+    # Programs take NumPy arrays as they are; inside, they are traced.
+    return SamplingRows(**cast("dict[str, Array]", columns))
 
 
 def count_tokens(
@@ -115,22 +118,24 @@ def choose(
     counts: Counts,
     position: Int[Array, "rows"],
     generated: Int[Array, "rows"],
+    active: Bool[Array, "rows"],
     vocab_size: int,
 ) -> Chosen:
-    """The next token of each row.
+    """The next token of each active row.
 
     Args:
       logits: float32; entries from vocab_size on are padding and lie far below all others.
       wanted: parameters.
-      counts: tokens so far.
+      counts: tokens so far; may hold further rows behind these.
       position: of the token to choose; with the seed it fixes the noise.
       generated: output tokens before it.
+      active: rows whose token anybody reads; what only others ask for costs nothing.
       vocab_size: entries that are tokens.
     """
     with jax.named_scope("sample"):
-        sampled = wanted.temperature >= GREEDY_BELOW
+        sampled = active & (wanted.temperature >= GREEDY_BELOW)
         adjusted = lax.cond(
-            jnp.any(_adjusts(wanted, generated)),
+            jnp.any(active & _adjusts(wanted, generated)),
             lambda: _adjust(logits, wanted, counts, generated),
             lambda: logits,
         )
@@ -139,25 +144,27 @@ def choose(
             lambda: jnp.argmax(_noisy(adjusted, wanted, sampled, position, vocab_size), axis=-1).astype(jnp.int32),
             lambda: jnp.argmax(adjusted, axis=-1).astype(jnp.int32),
         )
-        return Chosen(token, *lax.cond(jnp.any(wanted.logprobs), _logprobs, _no_logprobs, logits, token))
+        return Chosen(token, *lax.cond(jnp.any(active & wanted.logprobs), _logprobs, _no_logprobs, logits, token))
 
 
 def _adjusts(wanted: SamplingRows, generated: Int[Array, "rows"]) -> Bool[Array, "rows"]:
     """Rows whose scores change before sampling."""
     penalised = (wanted.presence_penalty != 0) | (wanted.frequency_penalty != 0) | (wanted.repetition_penalty != 1)
-    return penalised | (wanted.bias_ids[:, 0] != _NO_TOKEN) | (generated + 1 < wanted.min_tokens)
+    return penalised | (wanted.bias_ids[:, 0] != _NO_TOKEN) | (generated < wanted.min_tokens)
 
 
 def _adjust(
     logits: Float[Array, "rows vocab"], wanted: SamplingRows, counts: Counts, generated: Int[Array, "rows"]
 ) -> Float[Array, "rows vocab"]:
-    row = jnp.arange(logits.shape[0])[:, None]
+    rows = logits.shape[0]
+    counts = Counts(counts.output[:rows], counts.prompt[:rows])
+    row = jnp.arange(rows)[:, None]
     x = logits.at[row, wanted.bias_ids].add(wanted.biases, mode="drop")
     seen = counts.prompt | (counts.output > 0)
     repetition = wanted.repetition_penalty[:, None]
     x = jnp.where(seen, jnp.where(x > 0, x / repetition, x * repetition), x)
     x = x - wanted.frequency_penalty[:, None] * counts.output - wanted.presence_penalty[:, None] * (counts.output > 0)
-    early = (generated + 1 < wanted.min_tokens)[:, None]
+    early = (generated < wanted.min_tokens)[:, None]
     return x.at[row, jnp.where(early, wanted.stop_ids, _NO_TOKEN)].set(BARRED, mode="drop")
 
 
@@ -174,7 +181,8 @@ def _noisy(
     x = lax.cond(jnp.any(filtered & sampled), _filter, lambda x, wanted: x, x, wanted)
 
     def noise(seed: UInt32[Array, "2"], at: Int[Array, ""]) -> Float[Array, "vocab"]:
-        return jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(seed), at), (vocab_size,), jnp.float32)
+        key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), at)
+        return jax.random.gumbel(key, (vocab_size,), jnp.float32)
 
     drawn = jnp.pad(jax.vmap(noise)(wanted.seed, position), ((0, 0), (0, x.shape[1] - vocab_size)))
     return jnp.where(sampled[:, None], x + drawn, logits)
@@ -189,9 +197,11 @@ def _filter(x: Float[Array, "rows vocab"], wanted: SamplingRows) -> Float[Array,
     rank = jnp.arange(x.shape[1])[None, :]
     kept = jnp.where(rank <= last[:, None], falling, BARRED)
     share = jax.nn.softmax(kept, axis=-1)
-    # A token stays while those before it have not reached top_p; the best always does.
+    # A token stays while those before it have not reached top_p; the best always does. At top_p = 1 all stay, whatever
+    # the sum rounds to, or else a row's tokens would change with its batch mates' wishes.
     before = jnp.cumsum(share, axis=-1) - share
-    stays = (rank <= last[:, None]) & ((before < wanted.top_p[:, None]) | (rank == 0))
+    top_p = wanted.top_p[:, None]
+    stays = (rank <= last[:, None]) & ((before < top_p) | (top_p >= 1) | (rank == 0))
     edge = jnp.min(jnp.where(stays, falling, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(x >= edge, x, BARRED)
 

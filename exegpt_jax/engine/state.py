@@ -74,26 +74,29 @@ class Block(NamedTuple):
     top: Float[Array, "iterations rows logprobs"]
 
 
-def accept(rows: Rows, token: Int[Array, "rows"], position: Int[Array, "rows"], length: int) -> Rows:
-    """Rows after a new token at `position`; a row ends at a stop token, at max_tokens, or where its slot is full."""
+def accept(
+    rows: Rows, going: Bool[Array, "rows"], token: Int[Array, "rows"], position: Int[Array, "rows"], length: int
+) -> Rows:
+    """Rows after a new token at `position` in those that are `going`.
+
+    A row ends at a stop token, at max_tokens, or where its slot is full.
+    """
     generated = rows.generated + 1
     stopped = jnp.any(token[:, None] == rows.wanted.stop_ids, axis=-1)
     ends = stopped | (generated >= rows.wanted.max_tokens) | (position >= length)
-    going = rows.active
     return Rows(
         token=jnp.where(going, token, rows.token),
         position=jnp.where(going, position, rows.position),
         generated=jnp.where(going, generated, rows.generated),
-        active=going & ~ends,
+        active=rows.active & ~(going & ends),
         wanted=rows.wanted,
     )
 
 
 def count(counts: Counts, token: Int[Array, "rows"], happened: Bool[Array, "rows"]) -> Counts:
-    """Counts after one more output token in the rows where it happened."""
-    rows, vocab = counts.output.shape
-    where = jnp.where(happened, token, vocab)
-    return Counts(counts.output.at[jnp.arange(rows), where].add(1, mode="drop"), counts.prompt)
+    """Counts after one more output token in the rows where it happened; they may hold further rows behind these."""
+    where = jnp.where(happened, token, counts.output.shape[1])
+    return Counts(counts.output.at[jnp.arange(token.shape[0]), where].add(1, mode="drop"), counts.prompt)
 
 
 def put_rows(rows: Rows, new: Rows, slots: Int[Array, "new"]) -> Rows:

@@ -1,7 +1,8 @@
 """What the compiled programs compute: encode, insert, decode, release and move, as pure functions to be traced.
 
-Each takes the stage's parameters as a flat tuple and rebuilds the Flax module inside (passing modules to a program costs
-milliseconds a call). Shapes are those of the arguments; `exegpt_jax.engine.programs` compiles one program per bucket.
+Each takes the stage's parameters as a flat tuple and rebuilds the Flax module inside (passing modules to a program
+costs milliseconds a call). Shapes are those of the arguments; `exegpt_jax.engine.programs` compiles one program per
+bucket.
 """
 
 from __future__ import annotations
@@ -106,27 +107,29 @@ class Steps:
         model = self.stage.module(params)
         ops = kv.SlotOps(self.cache_dtype)
 
+        def going(live: Rows) -> Bool[Array, "rows"]:
+            # A row at the end of the view waits for a call with a longer one.
+            return live.active & (live.position < cache_bucket)
+
         def more(carry: Carry) -> Bool[Array, ""]:
             step, _, _, live, _ = carry
-            return (step < iterations) & jnp.any(live.active)
+            return (step < iterations) & jnp.any(going(live))
 
         def body(carry: Carry) -> Carry:
             step, view, counts, live, block = carry
-            going = live.active
-            positions = jnp.where(going, live.position, -1)[:, None]
+            active = going(live)
+            positions = jnp.where(active, live.position, -1)[:, None]
             x, view = model.forward(live.token[:, None], positions, view, ops)
-            logits = self._whole(model.head(x[:, 0]))
+            logits = self._scores(model, x[:, 0])
             position = live.position + 1
-            chosen = choose(logits, live.wanted, counts, position, live.generated, self.stage.spec.vocab_size)
-            after = accept(live, chosen.token, position, self.cache_tokens)
-            return step + 1, view, count(counts, chosen.token, going), after, _record(block, step, chosen, going)
+            chosen = choose(logits, live.wanted, counts, position, live.generated, active, self.stage.spec.vocab_size)
+            after = accept(live, active, chosen.token, position, self.cache_tokens)
+            return step + 1, view, count(counts, chosen.token, active), after, _record(block, step, chosen, active)
 
         view = kv.cut(cache.layers, rows_bucket, cache_bucket)
-        own_counts = jax.tree.map(lambda held: held[:rows_bucket], cache.counts)
         own_rows = jax.tree.map(lambda held: held[:rows_bucket], rows)
-        carry = (jnp.int32(0), view, own_counts, own_rows, _empty_block(self.most_iterations, rows_bucket))
-        _, view, own_counts, own_rows, block = lax.while_loop(more, body, carry)
-        counts = jax.tree.map(lambda held, own: held.at[:rows_bucket].set(own), cache.counts, own_counts)
+        carry = (jnp.int32(0), view, cache.counts, own_rows, _empty_block(self.most_iterations, rows_bucket))
+        _, view, counts, own_rows, block = lax.while_loop(more, body, carry)
         rows = jax.tree.map(lambda held, own: held.at[:rows_bucket].set(own), rows, own_rows)
         block = block._replace(done=~own_rows.active)
         return Cache(kv.put_back(cache.layers, view), counts), rows, block
@@ -157,17 +160,18 @@ class Steps:
     ) -> tuple[Payload, Block]:
         """Samples the first token of each row from its last activation, and makes its row."""
         real = lengths > 0
-        logits = self._whole(model.head(last))
+        logits = self._scores(model, last)
         counts = count_tokens(history, lengths, generated, self._vocab)
-        chosen = choose(logits, wanted, counts, lengths, generated, self.stage.spec.vocab_size)
+        chosen = choose(logits, wanted, counts, lengths, generated, real, self.stage.spec.vocab_size)
         fresh = Rows(jnp.zeros_like(lengths), lengths, generated, real, wanted)
-        rows = accept(fresh, chosen.token, lengths, self.cache_tokens)
+        rows = accept(fresh, real, chosen.token, lengths, self.cache_tokens)
         block = _record(_empty_block(1, lengths.shape[0]), jnp.int32(0), chosen, real)._replace(done=~rows.active)
         return Payload(layers, count(counts, chosen.token, real), rows), block
 
-    def _whole(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        """Every device gets all scores before sampling, which would otherwise communicate in each of its steps."""
-        return lax.with_sharding_constraint(logits, NamedSharding(self.stage.mesh, PartitionSpec()))
+    def _scores(self, model: StageModel, x: Float[Array, "rows embed"]) -> Float[Array, "rows vocab"]:
+        """Logits, whole on every device: sampling would otherwise communicate in each of its steps."""
+        assert model.head is not None
+        return lax.with_sharding_constraint(model.head(x), NamedSharding(self.stage.mesh, PartitionSpec()))
 
 
 def _no_rows(rows: int) -> Rows:
