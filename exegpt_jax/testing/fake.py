@@ -47,7 +47,7 @@ def answer(prompt_ids: Sequence[int], sampling: Sampling, vocab_size: int) -> tu
 
 
 def _ends(tokens: Sequence[int], generated: int, sampling: Sampling) -> bool:
-    stopped = tokens[-1] in sampling.stop_ids and generated >= sampling.min_tokens
+    stopped = tokens[-1] in sampling.stop_ids and generated > sampling.min_tokens
     return stopped or generated >= sampling.max_tokens
 
 
