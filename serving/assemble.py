@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -15,6 +17,9 @@ from serving.progress import Display
 from solver.facts.model_config import read_model_spec
 from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
+
+if TYPE_CHECKING:
+    from exegpt_jax.engine.compiling import Program
 
 _FAKE_ENCODE_BATCH = 8
 _FAKE_DECODE_ITERATIONS = 8
@@ -39,8 +44,18 @@ def assemble(directory: Path, values: flags.FlagValues, display: Display) -> Ser
     # Only here does jax come in.
     from exegpt_jax.runner.build import build
 
-    built = build(directory, **schedule_arguments(values), progress=display.say)
+    with display.working("loading and compiling"):
+        built = build(directory, **schedule_arguments(values), progress=display.say)
+    for line in program_table(built.programs):
+        display.say(line)
     return Service(built.plan, built.executor, _text(directory, built.spec.vocab_size, built.plan))
+
+
+def program_table(programs: Sequence[Program]) -> list[str]:
+    """Every compiled program, the seconds it took, and the bytes it needs beside its arguments."""
+    width = max(len(program.name) for program in programs)
+    head = f"{'program':<{width}}  {'compiled s':>10}  {'temporary bytes':>15}"
+    return [head, *(f"{p.name:<{width}}  {p.seconds:>10.2f}  {p.temporary_bytes:>15,}" for p in programs)]
 
 
 def _assemble_fake(directory: Path, values: flags.FlagValues) -> Service:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -43,6 +44,18 @@ class Display:
             self._progress.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def working(self, name: str) -> Iterator[None]:
+        """A bar that moves for as long as the block runs."""
+        if self._progress is None:
+            yield
+            return
+        task = self._progress.add_task(name, total=None, note="")
+        try:
+            yield
+        finally:
+            self._progress.remove_task(task)
 
     def bar(self, name: str, total: float | None) -> Callable[[float, str], None]:
         """A bar; call the result with how much of `total` is done and a note."""

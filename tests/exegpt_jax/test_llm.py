@@ -11,7 +11,7 @@ import pytest
 from exegpt_jax import LLM
 from exegpt_jax.testing import numbers_task as task
 
-NUMBERS = (7, 38, 4217, 900_000_001, 123_456_789, 60_012, 5_005, 19)
+NUMBERS = (7, 38, 4217, 271_828_182, 123_456_789, 60_012, 5_005, 19)
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,10 @@ def llm(numbers_model: Path) -> Iterator[LLM]:
         numbers_model,
         encode_batch=4,
         decode_iterations=4,
-        decode_batch=8,
-        max_rows=8,
-        cache_tokens=64,
-        max_prompt_tokens=32,
+        decode_batch=4,
+        max_rows=4,
+        cache_tokens=48,
+        max_prompt_tokens=16,
     ) as running:
         yield running
 
