@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 LARGEST_CHUNK_TOKENS = 512
 _SMALLEST_PROMPT_TOKENS = 16
 _SMALLEST_CACHE_TOKENS = 64
+_PROMPT_RUNGS = 4
 _DECODE_ROW_RUNGS = 4
 _CACHE_RUNGS = 4
 
@@ -141,8 +142,8 @@ def make_buckets(schedule: Schedule, cache_tokens: int, max_prompt_tokens: int) 
     rows = schedule.max_rows
     cache_first = max(_SMALLEST_CACHE_TOKENS, -(-cache_tokens // 2 ** (_CACHE_RUNGS - 1)))
     return Buckets(
-        encode_rows=ladder(1, schedule.encode_batch, 4.0),
-        encode_tokens=ladder(_SMALLEST_PROMPT_TOKENS, longest_call, 2.0),
-        decode_rows=ladder(max(1, rows // 2 ** (_DECODE_ROW_RUNGS - 1)), rows, 2.0),
-        cache_tokens=ladder(cache_first, cache_tokens, 2.0),
+        encode_rows=ladder(1, schedule.encode_micro_batch, 4.0),
+        encode_tokens=ladder(max(_SMALLEST_PROMPT_TOKENS, longest_call // 2 ** (_PROMPT_RUNGS - 1)), longest_call),
+        decode_rows=ladder(max(1, rows // 2 ** (_DECODE_ROW_RUNGS - 1)), rows),
+        cache_tokens=ladder(cache_first, cache_tokens),
     )
