@@ -39,27 +39,26 @@ def attend(
     group = heads // kv_heads
     dtype = jnp.promote_types(q.dtype, keys.dtype)
     keys, values = keys.astype(dtype), values.astype(dtype)
+    # Queries that share a key/value head lie side by side: token by token, and within a token by group.
     grouped = q.astype(dtype).reshape(rows, tokens, kv_heads, group, head_dim).swapaxes(1, 2)
     grouped = grouped.reshape(rows, kv_heads, tokens * group, head_dim)
     scores = lax.dot_general(
         grouped, keys, (((3,), (3,)), ((0, 1), (0, 1))), precision=precision(dtype), preferred_element_type=jnp.float32
     )
-    key = lax.broadcasted_iota(jnp.int32, (1, 1, length), 2) + first_key
-    seen = key <= positions[:, :, None]
-    if window is not None:
-        seen &= key > positions[:, :, None] - window
-    scores = scores.reshape(rows, kv_heads, tokens, group, length) * head_dim**-0.5
-    scores = jnp.where(seen[:, None, :, None, :], scores, MASKED)
+    at = jnp.repeat(positions, group, axis=1)[:, None, :, None]
+    key = lax.broadcasted_iota(jnp.int32, (1, 1, 1, length), 3) + first_key
+    seen = key <= at if window is None else (key <= at) & (key > at - window)
+    scores = jnp.where(seen, scores * head_dim**-0.5, MASKED)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    total = jnp.sum(weights, axis=-1)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
     mixed = lax.dot_general(
-        weights.astype(dtype).reshape(rows, kv_heads, tokens * group, length),
+        weights.astype(dtype),
         values,
         (((3,), (2,)), ((0, 1), (0, 1))),
         precision=precision(dtype),
         preferred_element_type=jnp.float32,
     )
-    mixed = mixed.reshape(rows, kv_heads, tokens, group, head_dim) / total[..., None]
+    mixed = (mixed / total).reshape(rows, kv_heads, tokens, group, head_dim)
     return mixed.swapaxes(1, 2).reshape(rows, tokens, heads * head_dim).astype(q.dtype)
 
 
