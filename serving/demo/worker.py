@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from exegpt_jax.runner.build import build
-
 from exegpt_jax.engine.api import Executor
+from exegpt_jax.runner.build import build
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.text.prompts import ModelText
 from serving.demo.messages import Message, Trial
@@ -30,6 +29,7 @@ CACHE_TOKENS = 32
 MAX_PROMPT_TOKENS = 11
 """Of both, what the task needs: <s>, nine digits and the arrow; 14 words and the end of sequence."""
 TRIAL_REQUESTS = 192
+TRIAL_ROUNDS = 2
 
 
 def main() -> int:
@@ -75,7 +75,11 @@ def _load(directory: Path, max_rows: int, out: IO[str]) -> tuple[Plan, Executor,
 
 def _tune(plan: Plan, executor: Executor, text: ModelText, out: IO[str]) -> dict[str, Trial]:
     rows = plan.schedule.max_rows
-    tried = [measure(plan, executor, text, trial, TRIAL_REQUESTS, 2 * rows) for trial in candidates(rows)]
+    tried = candidates(rows)
+    # In turns, the better of each: another program's burst of work must not decide.
+    for _ in range(TRIAL_ROUNDS):
+        again = [measure(plan, executor, text, trial, TRIAL_REQUESTS, 2 * rows) for trial in tried]
+        tried = [max(pair, key=lambda trial: trial.requests_per_s) for pair in zip(tried, again, strict=True)]
     chosen = {policy: best(tried, policy) for policy in ("rra", "static")}
     Message("tuned", trials=tuple(tried), chosen=tuple(chosen.values())).send(out)
     return chosen

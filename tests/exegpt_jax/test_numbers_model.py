@@ -73,7 +73,7 @@ def test_answers_numbers_it_never_saw(numbers_model: pathlib.Path, full: bool) -
     rng = random.Random(7)
     asked = [task.draw(rng, 3, task.MAX_DIGITS, unseen=True) for _ in range(2000 if full else 200)]
     with LLM(
-        numbers_model, encode_batch=16, decode_iterations=8, max_rows=32, cache_tokens=32, max_prompt_tokens=11
+        numbers_model, encode_batch=16, decode_iterations=8, max_rows=16, cache_tokens=32, max_prompt_tokens=11
     ) as llm:
         answers = llm.generate([task.prompt(n) for n in asked], max_tokens=20, temperature=0)
     right = [a.text == task.words(n) and a.finish_reason == "stop" for a, n in zip(answers, asked, strict=True)]
