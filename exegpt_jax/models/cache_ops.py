@@ -5,7 +5,7 @@ Models never know the cache's layout; `exegpt_jax.engine.cache` implements these
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from jax import Array
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 Layer = TypeVar("Layer")
 
 
+@runtime_checkable
 class CacheOps(Protocol[Layer]):
     """Pure functions over one layer's cache (any pytree)."""
 

@@ -13,7 +13,7 @@ import dataclasses
 import fnmatch
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from solver.facts.model_spec import ModelSpec
 Axes = tuple[str | None, ...]
 
 
+@runtime_checkable
 class Sliceable(Protocol):
     """A tensor in a file that reads only what is asked for, such as a safetensors slice; a numpy array is one too."""
 
