@@ -2,8 +2,8 @@
 
     python tests/tools/make_build_files.py
 
-Packages from outside (jax, grpc, ...) come from the Python environment that runs Bazel, so only modules of this tree
-are dependencies. A test is tagged `small` when nothing that it reaches imports jax, grpc or subprocess; CI lets Bazel run
+Packages from outside (jax, grpc, ...) come from the Python environment that runs Bazel; only modules of this tree are
+dependencies. A test is tagged `small` when nothing that it reaches imports jax, grpc or subprocess; CI lets Bazel run
 those only. `tests/solver/test_build_files.py` fails when a BUILD file and the imports differ.
 """
 
