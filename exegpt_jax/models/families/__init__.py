@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 
+from exegpt_jax.models.families import gpt2, llama, mistral, opt, qwen2, qwen3
 from exegpt_jax.models.families.table import Weight, WeightTable
-from solver.facts.model_spec import ModelSpec
+from solver.facts.model_spec import Family, ModelSpec
+
+TABLES: dict[Family, WeightTable] = {
+    "gpt2": gpt2.WEIGHTS,
+    "opt": opt.WEIGHTS,
+    "llama": llama.WEIGHTS,
+    "mistral": mistral.WEIGHTS,
+    "qwen2": qwen2.WEIGHTS,
+    "qwen3": qwen3.WEIGHTS,
+}
 
 
 def table(spec: ModelSpec) -> WeightTable:
     """The family's table; with tied embeddings, a head apart from its embedding reads the embedding's tensor."""
-    from exegpt_jax.models.families import gpt2, llama, mistral, opt, qwen2, qwen3
-
-    families = {"gpt2": gpt2, "opt": opt, "llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3}
-    weights = families[spec.family].WEIGHTS
+    weights = TABLES[spec.family]
     if not spec.tied_embeddings:
         return weights
     embedding = weights.weight("embed.tokens").name
