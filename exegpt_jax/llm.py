@@ -45,6 +45,7 @@ class LLM:
         cache_tokens: int | None = None,
         max_prompt_tokens: int | None = None,
         memory_fraction: float = 0.9,
+        compilation_cache: str | Path | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         """The schedule's control variables (`solver.plan.schedule.Schedule`); None lets a short measurement choose.
@@ -55,6 +56,7 @@ class LLM:
           cache_tokens: positions allocated per row, prompt plus output.
           max_prompt_tokens: longest prompt.
           memory_fraction: share of a device's memory to use.
+          compilation_cache: directory that keeps compiled programs between runs.
           progress: called with one line at a time while loading, measuring and compiling.
 
         Raises:
@@ -73,6 +75,7 @@ class LLM:
             cache_tokens=cache_tokens,
             max_prompt_tokens=max_prompt_tokens,
             memory_fraction=memory_fraction,
+            compilation_cache=None if compilation_cache is None else Path(compilation_cache),
             progress=progress,
         )
         self.plan: Plan = built.plan

@@ -46,6 +46,13 @@ def main(argv: list[str] | None = None) -> int:
         return _EXIT_INTERRUPTED
     except (ValueError, OSError, flags.Error) as error:
         return _fail(_one_line(error))
+    except RuntimeError as error:
+        # Only here, so that a command which needs no engine does not load one's words.
+        from exegpt_jax.engine.api import EngineError
+
+        if not isinstance(error, EngineError):
+            raise
+        return _fail(_one_line(error))
 
 
 def _run(command: str, arguments: list[str]) -> int:

@@ -33,6 +33,7 @@ class ScheduleArguments(TypedDict):
     cache_tokens: int | None
     max_prompt_tokens: int | None
     memory_fraction: float
+    compilation_cache: Path | None
 
 
 def define_model(values: flags.FlagValues) -> None:
@@ -70,7 +71,10 @@ def define_schedule(values: flags.FlagValues) -> None:
         "devices", None, "run on this many virtual CPU devices (correctness only, not speed)", 1, flag_values=values
     )
     flags.DEFINE_string(
-        "compilation_cache", None, "directory that keeps compiled programs between runs", flag_values=values
+        "compilation_cache",
+        None,
+        "keeps compiled programs between runs; JAX's own setting, else a folder under ~/.cache, if absent",
+        flag_values=values,
     )
 
 
@@ -98,7 +102,9 @@ def refuse_arguments(argv: list[str]) -> None:
 
 
 def schedule_arguments(values: flags.FlagValues) -> ScheduleArguments:
-    return cast(ScheduleArguments, {name: values[name].value for name in ScheduleArguments.__annotations__})
+    given = {name: values[name].value for name in ScheduleArguments.__annotations__}
+    cache = given["compilation_cache"]
+    return cast(ScheduleArguments, {**given, "compilation_cache": None if cache is None else Path(cache)})
 
 
 def model_directory(values: flags.FlagValues) -> Path:
@@ -125,8 +131,3 @@ def prepare_devices(values: flags.FlagValues) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         # XLA sizes its thread pool by this; fewer threads than devices can starve a collective for ever.
         os.environ.setdefault("NPROC", str(max(16, 2 * devices)))
-    cache: str | None = values.compilation_cache
-    if cache is not None:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
