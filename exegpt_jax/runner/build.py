@@ -1,0 +1,294 @@
+"""From a model directory and a few wishes to a warm executor: Schedule -> Plan -> stage -> engine -> programs.
+
+What is not given is chosen here and printed: the dtype from the platform, rows from the memory, B_E and N_D from a
+short measurement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import jax
+
+from exegpt_jax.engine.api import EngineError
+from exegpt_jax.engine.compiling import Program, keep_on_disk
+from exegpt_jax.engine.engine import Engine
+from exegpt_jax.engine.executor import LocalExecutor
+from exegpt_jax.runner import measure
+from exegpt_jax.sharding.stage import Stage
+from exegpt_jax.weights.digest import checkpoint_digest
+from exegpt_jax.weights.loading import load_stage
+from solver.facts.model_config import read_model_spec
+from solver.facts.model_spec import ModelSpec
+from solver.facts.tensor_degree import check_tensor
+from solver.plan.memory import DeviceMemory, memory_table, out_of_memory, rows_that_fit
+from solver.plan.plan import LARGEST_CHUNK_TOKENS, Plan, make_plan
+from solver.plan.schedule import EXECUTED_POLICIES, Policy, Schedule, StageSpec
+
+Say = Callable[[str], None]
+
+_MOST_CACHE_TOKENS = 2048
+_MOST_ROWS_CPU, _MOST_ROWS = 32, 256
+# Prompt tokens of one encode call at most, so that its activations stay small beside the cache.
+_CALL_TOKENS = 8192
+_STATIC_ITERATIONS = 32
+# Rows of the largest encode call where a policy refills before every iteration.
+_REFILL_BATCH = 8
+_REPORT_S = 5.0
+_DEFAULT_COMPILATION_CACHE = Path("~/.cache/exegpt_jax/programs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+    """A plan and what runs it.
+
+    Attributes:
+      plan: with every control variable.
+      executor: warm.
+      spec: of the model.
+      programs: every compiled program.
+      memory: what each device holds, by the accounting.
+    """
+
+    plan: Plan
+    executor: LocalExecutor
+    spec: ModelSpec
+    programs: tuple[Program, ...]
+    memory: tuple[DeviceMemory, ...]
+
+
+def build(
+    directory: Path,
+    *,
+    policy: str = "rra",
+    encode_batch: int | None = None,
+    decode_iterations: int | None = None,
+    decode_batch: int | None = None,
+    max_rows: int | None = None,
+    token_budget: int | None = None,
+    tensor: int = 1,
+    dtype: str | None = None,
+    cache_tokens: int | None = None,
+    max_prompt_tokens: int | None = None,
+    memory_fraction: float = 0.9,
+    compilation_cache: Path | None = None,
+    progress: Say | None = None,
+) -> Assembled:
+    """Loads, plans, compiles. None leaves a value to the platform, the memory or a short measurement.
+
+    Args:
+      directory: Hugging Face model directory or Orbax checkpoint.
+      policy: one of the executed policies; the other wishes are those of `Schedule` and `Plan`.
+      memory_fraction: share of a device's memory that may be used.
+      compilation_cache: directory of compiled programs; absent: JAX's own setting, else a folder under ~/.cache.
+      progress: called with lines for whoever waits.
+
+    Raises:
+      ValueError: one line that names the value at fault and the remedy.
+    """
+    say = progress or _silent
+    _keep_programs(compilation_cache)
+    spec = read_model_spec(directory)
+    if policy not in EXECUTED_POLICIES:
+        raise ValueError(f"policy: {policy!r} cannot be executed; choose one of {', '.join(EXECUTED_POLICIES)}")
+    if token_budget is not None and policy != "chunked":
+        raise ValueError(f"token_budget: {token_budget} given, but policy {policy} has none; leave it out")
+    if not 0.0 < memory_fraction <= 1.0:
+        raise ValueError(f"memory_fraction: {memory_fraction} is out of range; give more than 0 and at most 1")
+    check_tensor(spec, tensor)
+    devices = jax.local_devices()
+    if tensor > len(devices):
+        raise ValueError(f"tensor: {tensor} exceeds the {len(devices)} devices; lower it, or raise --devices on CPU")
+    on_cpu = devices[0].platform == "cpu"
+    dtype = dtype or ("float32" if on_cpu else "bfloat16")
+    stage = StageSpec("both", (0, spec.num_layers), tuple(device.id for device in devices[:tensor]), tensor)
+    length = cache_tokens or min(spec.max_positions, _MOST_CACHE_TOKENS)
+    first = Schedule(
+        policy=cast(Policy, policy),
+        encode_batch=encode_batch or 1,
+        decode_iterations=decode_iterations or 1,
+        decode_batch=max(decode_batch or 1, 1),
+        max_rows=max(max_rows or 1, encode_batch or 1, decode_batch or 1),
+        stages=(stage,),
+        micro_batch=1,
+        encode_micro_batch=1,
+        token_budget=_budget(policy, token_budget),
+    )
+
+    def plan_of(schedule: Schedule) -> Plan:
+        return make_plan(
+            spec,
+            schedule,
+            model=digest,
+            dtype=dtype,
+            # Updating a bfloat16 cache on CPU takes up to a thousand times longer than a float32 one.
+            cache_dtype="float32" if on_cpu else dtype,
+            cache_tokens=length,
+            max_prompt_tokens=max_prompt_tokens or max(1, length // 2),
+        )
+
+    digest = checkpoint_digest(directory)
+    usable_bytes = int(_device_bytes(devices[0], tensor) * memory_fraction)
+    first = _with_rows(first, max_rows, spec, plan_of, usable_bytes, on_cpu)
+    say(f"loading {directory} as {dtype}")
+    with _out_of_memory():
+        loaded = load_stage(directory, spec, stage, dtype, devices[:tensor])
+        schedule = _chosen(first, encode_batch, decode_iterations, decode_batch, loaded, plan_of, say)
+        plan = plan_of(schedule)
+        memory = memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype)
+        return _warm(loaded, plan, memory, say)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _budget(policy: str, given: int | None) -> int:
+    return (given or 256) if policy == "chunked" else 0
+
+
+def _with_rows(
+    schedule: Schedule,
+    given: int | None,
+    spec: ModelSpec,
+    plan_of: Callable[[Schedule], Plan],
+    usable_bytes: int,
+    on_cpu: bool,
+) -> Schedule:
+    """The schedule with as many rows as were asked for, or as many as fit."""
+
+    def sized(rows: int) -> Schedule:
+        return dataclasses.replace(
+            schedule,
+            max_rows=rows,
+            encode_batch=min(schedule.encode_batch, rows),
+            decode_batch=min(schedule.decode_batch, rows),
+            # Whatever B_E is chosen, no call will be larger.
+            encode_micro_batch=_micro_batch(rows, plan_of(schedule).max_prompt_tokens),
+        )
+
+    def memory_of(rows: int) -> tuple[DeviceMemory, ...]:
+        plan = plan_of(sized(rows))
+        return memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype)
+
+    if given is not None:
+        schedule = dataclasses.replace(schedule, max_rows=given)  # refuses batches beyond it by name
+        table = memory_of(given)
+        if max(memory.total_bytes for memory in table) > usable_bytes:
+            raise ValueError(out_of_memory(table, usable_bytes))
+        return schedule
+    limit = max(_MOST_ROWS_CPU if on_cpu else _MOST_ROWS, schedule.max_rows)
+    return sized(rows_that_fit(memory_of, usable_bytes, limit))
+
+
+def _device_bytes(device: jax.Device, devices: int) -> int:
+    """Memory of one device. Those of the CPU platform share what the machine has available."""
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    available_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Linux tells apart what is free or can be given back; elsewhere all of it is counted.
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as lines:
+        found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+        available_bytes = int(found[0]) * 1024 if found else available_bytes
+    return available_bytes // devices
+
+
+def _keep_programs(directory: Path | None) -> None:
+    """Compiled programs outlive the process; a place that somebody chose already is kept."""
+    if directory is not None:
+        keep_on_disk(directory.expanduser())
+    elif not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
+        with contextlib.suppress(OSError):  # a home that cannot be written costs time, nothing else
+            keep_on_disk(_DEFAULT_COMPILATION_CACHE.expanduser())
+
+
+def _chosen(
+    schedule: Schedule,
+    encode_batch: int | None,
+    decode_iterations: int | None,
+    decode_batch: int | None,
+    stage: Stage,
+    plan_of: Callable[[Schedule], Plan],
+    say: Say,
+) -> Schedule:
+    """B_E, N_D and B_D: as given, or chosen from a short measurement."""
+    batch, iterations = encode_batch, decode_iterations
+    if schedule.policy == "static" and batch is None:
+        batch = schedule.max_rows
+    if schedule.policy == "static" and iterations is None:
+        iterations = _STATIC_ITERATIONS
+    if schedule.policy in ("iteration", "chunked"):
+        if iterations not in (None, 1):
+            raise ValueError(
+                f"decode_iterations: {iterations}, but policy {schedule.policy} runs 1 a phase; leave it out"
+            )
+        batch, iterations = batch or min(_REFILL_BATCH, schedule.max_rows), 1
+    if batch is None or iterations is None:
+        say("measuring to choose what was not given")
+        plan = plan_of(schedule)
+        found = measure.measure(stage, plan, lambda name, done, total: None)
+        choice = measure.choose(found, schedule.policy, plan.cache_tokens)
+        batch = batch or choice.encode_batch
+        iterations = iterations or choice.decode_iterations
+        say(
+            f"chosen for answers of {choice.output_tokens} tokens: encode_batch={batch} decode_iterations={iterations} "
+            f"(measured: {found.iteration_s * 1e3:.2f} ms per iteration of {found.rows} rows, "
+            f"{found.encode_s[1] * 1e3:.2f} ms to encode one prompt of {found.prompt_tokens} tokens)"
+        )
+    return dataclasses.replace(
+        schedule,
+        encode_batch=min(batch, schedule.max_rows),
+        decode_iterations=iterations,
+        decode_batch=decode_batch or schedule.max_rows,
+        micro_batch=schedule.max_rows,
+        encode_micro_batch=_micro_batch(min(batch, schedule.max_rows), plan_of(schedule).max_prompt_tokens),
+    )
+
+
+def _micro_batch(encode_batch: int, max_prompt_tokens: int) -> int:
+    """Rows of one encode call: the whole batch, unless its activations would be large."""
+    return min(encode_batch, max(1, _CALL_TOKENS // min(max_prompt_tokens, LARGEST_CHUNK_TOKENS)))
+
+
+def _warm(stage: Stage, plan: Plan, memory: tuple[DeviceMemory, ...], say: Say) -> Assembled:
+    said_s = time.monotonic()
+
+    def report(name: str, done: int, total: int) -> None:
+        nonlocal said_s
+        if done == total or time.monotonic() - said_s > _REPORT_S:
+            said_s = time.monotonic()
+            say(f"compiled {done} of {total} programs")
+
+    engine = Engine(stage, plan)
+    programs = engine.warm_up(report)
+    executor = LocalExecutor(engine)
+    schedule = plan.schedule
+    budget = f" token_budget={schedule.token_budget}" if schedule.token_budget else ""
+    say(
+        f"plan {plan.digest[:12]}: {schedule.policy} encode_batch={schedule.encode_batch} "
+        f"decode_iterations={schedule.decode_iterations} decode_batch={schedule.decode_batch} "
+        f"max_rows={schedule.max_rows}{budget} cache_tokens={plan.cache_tokens} "
+        f"max_prompt_tokens={plan.max_prompt_tokens} tensor={schedule.stages[0].tensor} dtype={plan.dtype}"
+    )
+    return Assembled(plan, executor, stage.spec, programs, memory)
+
+
+@contextlib.contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """A device's own refusal, in spite of the accounting, as one line that names the flags."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, EngineError, MemoryError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first:
+            raise ValueError(
+                f"memory: the device ran out at start; lower --max_rows, --cache_tokens or --memory_fraction ({first})"
+            ) from error
+        raise
