@@ -20,10 +20,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import grpc.aio
-from exegpt_jax.runner.loop import Runner
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from exegpt_jax.runner.loop import Runner
 from serving.assemble import Service
 from serving.doors import generation, health
 from serving.doors.guard import Guard
