@@ -47,8 +47,12 @@ def contestants(flags: argparse.Namespace) -> list[Contestant]:
         Contestant("ours bare loop float32 (3.11)", ours, "exegpt_worker.py", ("--dtype=float32", "--bare"), "batch-"),
         Contestant("ours float32 (3.12)", newer, "exegpt_worker.py", ("--dtype=float32",)),
         Contestant("ours bfloat16 (3.12)", newer, "exegpt_worker.py", ("--dtype=bfloat16",)),
-        Contestant("ours bare loop bfloat16 (3.12)", newer, "exegpt_worker.py", ("--dtype=bfloat16", "--bare"), "batch-"),
-        Contestant("ours static float32 (3.11)", ours, "exegpt_worker.py", ("--dtype=float32", "--policy=static"), "mixed-"),
+        Contestant(
+            "ours bare loop bfloat16 (3.12)", newer, "exegpt_worker.py", ("--dtype=bfloat16", "--bare"), "batch-"
+        ),
+        Contestant(
+            "ours static float32 (3.11)", ours, "exegpt_worker.py", ("--dtype=float32", "--policy=static"), "mixed-"
+        ),
         Contestant("transformers float32", reference, "transformers_worker.py", ("--dtype=float32",)),
         Contestant("transformers bfloat16", reference, "transformers_worker.py", ("--dtype=bfloat16",)),
         Contestant("ctranslate2 float32", reference, "ctranslate2_worker.py", ("--dtype=float32",)),
@@ -63,7 +67,12 @@ class Worker:
 
     def __init__(self, contestant: Contestant, model: pathlib.Path) -> None:
         self.contestant = contestant
-        command = [contestant.python, str(HERE / "workers" / contestant.worker), f"--model={model}", *contestant.arguments]
+        command = [
+            contestant.python,
+            str(HERE / "workers" / contestant.worker),
+            f"--model={model}",
+            *contestant.arguments,
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         self.versions = self._answer()["ready"]
 
@@ -120,7 +129,11 @@ def measure(workers: list[Worker], case: cases.Case, rounds: int) -> dict:
         control += controls
         for worker, taken in zip(entrants, times, strict=True):
             seconds[worker.contestant.name].append(taken)
-        print(f"{case.name} round {number + 1}/{rounds}: " + "  ".join(f"{t:.2f}" for t in times), file=sys.stderr, flush=True)
+        print(
+            f"{case.name} round {number + 1}/{rounds}: " + "  ".join(f"{t:.2f}" for t in times),
+            file=sys.stderr,
+            flush=True,
+        )
     return {"seconds": seconds, "control_s": control, "noisy_rounds": noisy, "rounds": rounds}
 
 
@@ -128,12 +141,16 @@ def report(case: cases.Case, measured: dict) -> list[str]:
     lines = [f"## {case.name}: {len(case.prompts)} requests, {case.new_tokens} new tokens", ""]
     lines += ["| contestant | median tokens/s | median seconds | ours / it, median of rounds |", "|---|---|---|---|"]
     median = {name: statistics.median(times) for name, times in measured["seconds"].items()}
-    ours = {n: t for n, t in measured["seconds"].items() if n.startswith("ours ") and "bare" not in n and "static" not in n}
+    ours = {
+        n: t for n, t in measured["seconds"].items() if n.startswith("ours ") and "bare" not in n and "static" not in n
+    }
     best = min(ours, key=lambda name: median[name]) if ours else None
     for name, value in sorted(median.items(), key=lambda item: item[1]):
         ratio = ""
         if best is not None:
-            ratio = f"{statistics.median(b / a for a, b in zip(ours[best], measured['seconds'][name], strict=True)):.2f}"
+            ratio = (
+                f"{statistics.median(b / a for a, b in zip(ours[best], measured['seconds'][name], strict=True)):.2f}"
+            )
         lines.append(f"| {name} | {case.new_tokens / value:.0f} | {value:.2f} | {ratio} |")
     return [*lines, "", f"Noisy rounds: {measured['noisy_rounds']} of {measured['rounds']}. Our best: {best}.", ""]
 
@@ -147,7 +164,9 @@ def processor() -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default=str(HERE / "results" / "duel_88m.json"), help="results file; a .md lies beside it")
+    parser.add_argument(
+        "--output", default=str(HERE / "results" / "duel_88m.json"), help="results file; a .md lies beside it"
+    )
     parser.add_argument("--model", default=str(ROOT / ".cache" / "benchmarks" / "llama-88m"), help="made on first use")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds of each fixed batch")
     parser.add_argument("--mixed_rounds", type=int, default=9, help="interleaved rounds of the mixed load")
@@ -166,7 +185,9 @@ def main() -> None:
     model = model88m.make(pathlib.Path(flags.model))
     vocab = model88m.CONFIG["vocab_size"]
     todo = [
-        cases.mixed(flags.mixed_requests, flags.mixed_batch, vocab) if name == "mixed" else cases.fixed(int(name), vocab)
+        cases.mixed(flags.mixed_requests, flags.mixed_batch, vocab)
+        if name == "mixed"
+        else cases.fixed(int(name), vocab)
         for name in flags.cases.split(",")
     ]
     workers = [Worker(contestant, model) for contestant in contestants(flags)]

@@ -64,7 +64,11 @@ def make(directory: pathlib.Path, seed: int = 0) -> pathlib.Path:
 
 def shapes() -> list[tuple[str, tuple[int, ...]]]:
     """Hugging Face names and shapes, in a fixed order."""
-    hidden, mlp, kv = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
+    hidden, mlp, kv = (
+        CONFIG["hidden_size"],
+        CONFIG["intermediate_size"],
+        CONFIG["num_key_value_heads"] * CONFIG["head_dim"],
+    )
     rows = [("model.embed_tokens.weight", (CONFIG["vocab_size"], hidden)), ("model.norm.weight", (hidden,))]
     for layer in range(CONFIG["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."

@@ -1,4 +1,4 @@
-"""Contestant: Hugging Face `transformers` generate, greedy, static batches (run with the reference environment's Python)."""
+"""Contestant: Hugging Face `transformers` generate, greedy, static batches (runs in the reference environment)."""
 
 from __future__ import annotations
 
