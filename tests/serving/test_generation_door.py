@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.client import Client, ServerError, make_request
@@ -121,7 +121,6 @@ NUMBERS = st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 0.5, 1.0, 2.0,
 COUNTS = st.one_of(st.none(), st.integers(0, 2**32 - 1), st.integers(0, 40))
 
 
-@settings(max_examples=60)
 @given(
     prompt=st.one_of(st.text(max_size=20), st.lists(st.integers(0, 2**32 - 1), max_size=5), st.just([3])),
     reals=st.dictionaries(
@@ -156,7 +155,6 @@ def test_no_input_is_the_servers_fault(
     assert code in CLIENT_FAULTS
 
 
-@settings(max_examples=60)
 @given(data=st.binary(max_size=60))
 def test_bytes_that_are_no_message_are_invalid(channel: grpc.Channel, data: bytes) -> None:
     call = channel.unary_stream("/exegpt.v1.Generation/Generate")(data, timeout=20)
