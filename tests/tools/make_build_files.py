@@ -18,6 +18,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("solver", "exegpt_jax", "serving", "tests")
 HEAVY = {"jax", "flax", "grpc", "grpc_tools", "orbax", "torch", "subprocess"}
 RUNNER = "//tests:run_pytest.py"
+# What a module imports by a name in a table, or reads as a file.
+OPENED_BY_NAME = {"serving.cli": "serving.commands.", "serving.proto.generate": "serving.proto.exegpt."}
 HEAD = "# Made by tests/tools/make_build_files.py from the imports; change those, not this file.\n"
 
 
@@ -70,8 +72,8 @@ def _module(root: pathlib.Path, name: str, path: pathlib.Path, known: set[str]) 
         # `from package import name`: the name is a module, or else it stands in the package's own file.
         owner = each.rpartition(".")[0]
         inside |= {each} & known or {f"{each}.__init__", owner, f"{owner}.__init__"} & known
-    if name == "serving.cli":  # its table imports commands by name
-        inside |= {each for each in known if each.startswith("serving.commands.")}
+    if name in OPENED_BY_NAME:
+        inside |= {each for each in known if each.startswith(OPENED_BY_NAME[name])}
     outside = {each.split(".")[0] for each in imported} - set(PACKAGES)
     file = pathlib.PurePosixPath(path.relative_to(root).as_posix())
     return Module(name, file, frozenset(inside - {name}), frozenset(outside), text)
@@ -101,6 +103,8 @@ def rule(module: Module, tree: dict[str, Module]) -> str:
     lines = [f'    name = "{module.file.stem}",']
     if is_test(module):
         needs.add("//tests:conftest")
+        if "rglob(" in module.text:  # it reads the tree's own sources
+            needs |= {other.label for other in tree.values() if other.file.parts[0] != "tests"}
         size = "small" if is_small(module, tree) else "large"
         data = ["//:pyproject.toml"]
         data += ["//configs"] if "configs" in module.text or "numbers_model" in module.text else []
@@ -109,6 +113,10 @@ def rule(module: Module, tree: dict[str, Module]) -> str:
         lines += [f'    args = ["{module.file}"],', f"    data = {_list(data)},", f'    tags = ["{size}"],']
     else:
         lines += [f'    srcs = ["{module.file.name}"],']
+        generated_from = [f"{module.file.stem.removesuffix('_pb2')}.proto", f"{module.file.stem}.pyi"]
+        data = [name for name in generated_from if (ROOT / module.file.parent / name).is_file()]
+        data += ["//configs"] if '"configs"' in module.text else []
+        lines += [f"    data = {_list(data)},"] if data else []
     labels = sorted(label.replace(here, ":") if label.startswith(here) else label for label in needs)
     lines += [f"    deps = {_list(labels)},"] if labels else []
     return "\n".join([f"py_{'test' if is_test(module) else 'library'}(", *lines, ")"])
