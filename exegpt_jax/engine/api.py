@@ -195,3 +195,7 @@ class Executor(Protocol):
     def live_bytes(self) -> int:
         """Bytes of cache that requests hold at present: slots in use times their allocation, plus kept payloads."""
         ...
+
+    def compilations(self) -> int:
+        """Programs compiled since it was warm: none, in good order."""
+        ...

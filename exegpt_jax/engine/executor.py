@@ -13,6 +13,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from exegpt_jax.engine import compiling
 from exegpt_jax.engine.api import (
     NO_SLOT,
     DecodeResult,
@@ -45,6 +46,8 @@ class LocalExecutor:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        compiling.listen()
+        self._compiled_before = compiling.compilations()
         self.reset()
 
     def reset(self) -> None:
@@ -62,6 +65,9 @@ class LocalExecutor:
         slots = len(self._used) * cache_row_bytes(spec, stage, plan.cache_tokens, plan.cache_dtype)
         prompts = tuple(self._prompts.values())
         return slots + sum(payload_bytes(spec, stage, 1, prompt.context, plan.cache_dtype) for prompt in prompts)
+
+    def compilations(self) -> int:
+        return compiling.compilations() - self._compiled_before
 
     def dispatch(self, command: PhaseCommand) -> Pending:
         return _guarded(lambda: self._dispatch(command))

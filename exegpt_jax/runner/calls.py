@@ -1,8 +1,7 @@
 """From rows to encode calls: which prompts share a dispatch, and in which compiled shapes.
 
-Whole prompts are sorted by length and packed into calls of at most the largest row bucket, so that short prompts are
-not padded to long ones. A prompt longer than the largest token bucket, or than the phase's token budget, goes in
-chunks, one row a call, into a payload as long as the whole prompt needs.
+Whole prompts are packed by `solver.plan.packing`. A prompt longer than the largest token bucket, or than the phase's
+token budget, goes in chunks, one row a call, into a payload as long as the whole prompt needs.
 """
 
 from __future__ import annotations
@@ -12,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from exegpt_jax.engine.api import NO_SLOT, EncodeCall, EncodeRow
 from exegpt_jax.runner.rows import Row, Slots
 from solver.plan.buckets import Buckets, round_up
+from solver.plan.packing import pack
 
 
 def encode_calls(
-    rows: Iterable[Row], slots: Slots, buckets: Buckets, prompt_tokens: int | None
+    rows: Iterable[Row], slots: Slots, buckets: Buckets, prompt_tokens: int | None, now_s: float
 ) -> tuple[EncodeCall, ...]:
     """Calls for rows in order of arrival.
 
@@ -24,6 +24,7 @@ def encode_calls(
       slots: complete rows take theirs here.
       buckets: compiled shapes.
       prompt_tokens: most tokens to encode; None: all. At least one row moves on.
+      now_s: when these calls begin.
     """
     largest = buckets.encode_tokens[-1]
     budget = prompt_tokens
@@ -34,6 +35,7 @@ def encode_calls(
             break
         left = len(row.source_ids) - row.encoded
         now = left if budget is None else min(left, budget)
+        row.encode_start_s = row.encode_start_s or now_s
         budget = None if budget is None else budget - now
         if row.encoded == 0 and now == left <= largest:
             whole.append(row)
@@ -45,19 +47,14 @@ def encode_calls(
 
 
 def _whole_calls(rows: Sequence[Row], slots: Slots, buckets: Buckets) -> list[EncodeCall]:
-    most = buckets.encode_rows[-1]
-    by_length = sorted(rows, key=lambda row: len(row.source_ids))
-    calls = []
-    for first in range(0, len(by_length), most):
-        group = by_length[first : first + most]
-        calls.append(
-            EncodeCall(
-                rows=tuple(_advance(row, len(row.source_ids), slots) for row in group),
-                rows_bucket=round_up(len(group), buckets.encode_rows),
-                tokens_bucket=round_up(len(group[-1].source_ids), buckets.encode_tokens),
-            )
+    return [
+        EncodeCall(
+            rows=tuple(_advance(rows[member], len(rows[member].source_ids), slots) for member in packed.members),
+            rows_bucket=packed.rows_bucket,
+            tokens_bucket=packed.tokens_bucket,
         )
-    return calls
+        for packed in pack([len(row.source_ids) for row in rows], buckets)
+    ]
 
 
 def _chunk_calls(

@@ -58,7 +58,7 @@ def decoded_tokens(result: DecodeResult, slots: Mapping[int, Row], now_s: float)
         if slot >= result.counts.shape[1]:
             continue
         valid = result.counts[:, slot] > 0
-        tokens = tuple(int(token) for token in result.tokens[valid, slot, 0])
+        tokens = tuple(result.tokens[valid, slot, 0].tolist())
         if tokens:
             events.append(_tokens(row, tokens, _logprobs_of(row, result.logprobs, (valid, slot)), now_s))
         if result.done[slot]:

@@ -37,8 +37,17 @@ class Times:
 
     @property
     def ttft_s(self) -> float:
-        """Time to first token, the wait included."""
+        """Time to first token from the start of its encode phase."""
+        return self.first_token_s - self.encode_start_s
+
+    @property
+    def ttft_with_wait_s(self) -> float:
+        """Time to first token from its arrival."""
         return self.first_token_s - self.arrival_s
+
+    def tpot_s(self, tokens: int) -> float:
+        """Time per output token behind the first, of `tokens` in all; 0 where there is no second."""
+        return (self.last_token_s - self.first_token_s) / (tokens - 1) if tokens > 1 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,6 +120,9 @@ class FakeExecutor:
         payload_tokens = sum(len(row.tokens) for row in self._payloads.values())
         return (len(self._slots) * self._plan.cache_tokens + payload_tokens) * _BYTES_PER_TOKEN
 
+    def compilations(self) -> int:
+        return 0
+
     def dispatch(self, command: PhaseCommand) -> Pending:
         self._require(self._thread in (None, threading.get_ident()), "dispatched from a second thread")
         self._thread = threading.get_ident()

@@ -38,6 +38,9 @@ class HiddenLengths:
     def live_bytes(self) -> int:
         return self._executor.live_bytes()
 
+    def compilations(self) -> int:
+        return self._executor.compilations()
+
     def _shorten(self, row: EncodeRow) -> EncodeRow:
         if row.start == 0:
             self._lengths[row.request] = self._output_tokens(row)

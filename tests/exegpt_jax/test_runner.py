@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exegpt_jax.engine.api import PhaseCommand, Sampling
-from exegpt_jax.runner.events import Event, Finished, Tokens
+from exegpt_jax.engine.api import EngineError, PhaseCommand, Sampling
+from exegpt_jax.runner import policies
+from exegpt_jax.runner.events import Event, Finished, Times, Tokens
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.runner.request import Request
 from exegpt_jax.testing import fake
@@ -228,6 +229,8 @@ def test_static_never_refills_and_rra_holds_its_batch() -> None:
         if policy == "static":
             assert len(encoded) == 300 // 4
             assert all(entry.rows == 4 for entry in encoded)
+            # Ended rows stay in the batch until the longest has ended.
+            assert {entry.rows_bucket for entry in decoded} == {4}
         else:
             steady = decoded[5:-8]
             assert 14 <= sum(entry.rows for entry in steady) / len(steady) <= 18
@@ -262,6 +265,9 @@ def test_a_resumed_request_goes_on_where_it_stopped() -> None:
         ({"prompt_ids": (1,) * 61}, "prompt: 61 tokens exceed the limit of 60"),
         ({"sampling": Sampling(max_tokens=127)}, "max_tokens: 127 and a prompt of 2 tokens exceed 128"),
         ({"generated_ids": (1, 2), "sampling": Sampling(max_tokens=2)}, "max_tokens: 2 were generated already"),
+        ({"generated_ids": (1,) * 59, "sampling": Sampling(max_tokens=99)}, "generated_ids: 59 behind a prompt of 2"),
+        ({"sampling": Sampling(max_tokens=2, stop_ids=tuple(range(17)))}, "stop_ids: 17 entries exceed 16"),
+        ({"sampling": Sampling(max_tokens=2, logprobs=21)}, "logprobs: 21 is out of range"),
     ],
 )
 def test_what_can_never_run_is_refused_by_name(change: dict, complaint: str) -> None:
@@ -297,6 +303,69 @@ def test_on_its_own_thread_it_drains_and_stops() -> None:
         bench.ask("later", (1, 2), 60)
     for request in requests:
         assert tuple(bench.tokens[request.id]) == fake.answer(request.prompt_ids, request.sampling, VOCAB)
+
+
+def test_stopping_frees_what_was_under_way() -> None:
+    bench = Bench(plan_of("rra"))
+    requests = [bench.ask(f"r{i}", p, 68) for i, p in enumerate(prompts(7, 30, 20))]
+    bench.runner.run_phase()
+    bench.runner.stop()
+    assert "abort" in {end.reason for end in bench.finished.values()}
+    bench.check(requests)
+
+
+def test_a_listener_that_fails_costs_nobody_else() -> None:
+    bench = Bench(plan_of("rra"))
+    heard = bench.runner._on_events
+
+    def hear(events: list[Event]) -> None:
+        heard(events)
+        raise RuntimeError("the listener is ill")
+
+    bench.runner._on_events = hear
+    requests = [bench.ask(f"r{i}", p, 20) for i, p in enumerate(prompts(8, 30, 20))]
+    bench.run()
+    assert len(bench.finished) == 30
+    bench.check(requests)
+
+
+def test_an_executor_that_cannot_be_reset_answers_everybody_with_an_error() -> None:
+    bench = Bench(plan_of("rra"), fails=lambda command: command.phase == 2)
+
+    def reset() -> None:
+        raise EngineError("the device is gone")
+
+    bench.executor.reset = reset  # type: ignore[method-assign]
+    for index, prompt in enumerate(prompts(9, 60, 20)):
+        bench.ask(f"r{index}", prompt, 60)
+    bench.run()
+    assert len(bench.finished) == 60
+    assert bench.finished["r59"].reason == "error"
+    assert "the device is gone" in bench.finished["r59"].detail
+    assert bench.runner.stats().broken
+    with pytest.raises(ValueError, match="stopping"):
+        bench.ask("late", (1,), 5)
+
+
+def test_an_encode_phase_is_corrected_within_half_and_twice_its_batch() -> None:
+    schedule = plan_of("rra", encode_batch=8, rows=64, decode_batch=32).schedule
+
+    def admits(waiting: int, live: int, free: int = 64) -> int:
+        return policies.rra(schedule, policies.View(waiting, 0, live, free)).admit
+
+    assert admits(100, 0) == 16
+    assert admits(100, 24) == 8
+    assert admits(100, 30) == 4
+    assert admits(100, 60) == 4
+    assert admits(100, 60, free=2) == 2
+    assert admits(1, 0) == 1
+
+
+def test_times_are_counted_both_ways() -> None:
+    times = Times(arrival_s=1.0, encode_start_s=2.0, first_token_s=3.0, last_token_s=7.0)
+    assert (times.latency_s, times.latency_with_wait_s) == (5.0, 6.0)
+    assert (times.ttft_s, times.ttft_with_wait_s) == (1.0, 2.0)
+    assert (times.tpot_s(5), times.tpot_s(1)) == (1.0, 0.0)
 
 
 def test_the_timeline_adds_up_and_opens_as_a_trace() -> None:

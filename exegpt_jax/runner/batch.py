@@ -1,0 +1,109 @@
+"""What is on the devices, and the next phase in words: admit, release, compact, encode, decode.
+
+The Batch knows which request sits in which slot and whose prompt is half encoded. It turns a policy's decision into one
+`PhaseCommand`; it neither talks to an Executor nor to who asked.
+"""
+
+from __future__ import annotations
+
+import collections
+
+from exegpt_jax.engine.api import DecodeCall, PhaseCommand
+from exegpt_jax.runner.calls import encode_calls
+from exegpt_jax.runner.policies import POLICIES, Decision, View
+from exegpt_jax.runner.rows import Row, Slots
+from solver.plan.buckets import round_up
+from solver.plan.plan import Plan
+
+Queue = collections.OrderedDict[int, Row]
+"""Waiting rows by number, in order of arrival."""
+
+
+class Batch:
+    """The admitted rows of one plan. Used by the Runner's thread alone.
+
+    Attributes:
+      slots: rows whose prompt is encoded, by slot.
+      encoding: admitted rows whose prompt is not wholly encoded, by number, in order of arrival.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        if plan.schedule.policy not in POLICIES:
+            raise ValueError(
+                f"policy: {plan.schedule.policy!r} is not executed yet; choose one of {', '.join(POLICIES)}"
+            )
+        self._plan = plan
+        self._decide = POLICIES[plan.schedule.policy]
+        self._clear()
+
+    def _clear(self) -> None:
+        self.slots = Slots(self._plan.schedule.max_rows)
+        self.encoding: dict[int, Row] = {}
+        self._to_release: list[int] = []
+        self._to_drop: list[int] = []
+        # Rows that decode keeps computing though some have ended, where a policy does not compact.
+        self._held = 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """Everybody on the devices."""
+        return [*self.slots.rows.values(), *self.encoding.values()]
+
+    def free(self, row: Row) -> None:
+        """The row has ended; the devices hear of it with the next phase."""
+        if row.slot is not None:
+            self._to_release.append(row.slot)
+            self.slots.give_back(row.slot)
+        elif self.encoding.pop(row.number, None) is not None and row.encoded:
+            self._to_drop.append(row.number)
+
+    def forget(self) -> None:
+        """The devices have lost everything."""
+        self._clear()
+
+    def next_command(self, phase: int, waiting: Queue, now_s: float) -> PhaseCommand | None:
+        """Admits rows from `waiting` as the policy says and puts the phase into words; None if nothing is to do."""
+        promised = len(self.encoding)
+        live = len(self.slots.rows)
+        self._held = self._held if live else 0
+        decision = self._decide(self._plan.schedule, View(len(waiting), promised, live, self.slots.free - promised))
+        moves = self._compact(decision)
+        for _ in range(decision.admit):
+            number, row = waiting.popitem(last=False)
+            self.encoding[number] = row
+        calls = encode_calls(self.encoding.values(), self.slots, self._plan.buckets, decision.prompt_tokens, now_s)
+        self.encoding = {number: row for number, row in self.encoding.items() if row.slot is None}
+        release, self._to_release = tuple(self._to_release), []
+        drop, self._to_drop = tuple(self._to_drop), []
+        decode = self._decode_call(decision)
+        if not (calls or release or drop or decode):
+            return None
+        return PhaseCommand(phase, drop, release, moves, calls, decode)
+
+    def _compact(self, decision: Decision) -> tuple[tuple[int, int], ...]:
+        """Moves rows down if all that will be live then fit a smaller bucket."""
+        ladder = self._plan.buckets.decode_rows
+        expected = len(self.slots.rows) + len(self.encoding) + decision.admit
+        if not decision.compact or expected == 0 or self.slots.highest == 0:
+            return ()
+        smaller = round_up(expected, ladder)
+        return self.slots.compact(smaller) if round_up(self.slots.highest, ladder) > smaller else ()
+
+    def _decode_call(self, decision: Decision) -> DecodeCall | None:
+        """The smallest bucket with every live row; as many iterations as anybody can still use."""
+        rows = [row for row in self.slots.rows.values() if row.remaining_tokens > 0]
+        # A row whose first token comes out of this phase's encode part has not counted it yet.
+        fresh = [row.last_token_s == 0.0 for row in rows]
+        left = [row.remaining_tokens - new for row, new in zip(rows, fresh, strict=True)]
+        iterations = min(decision.iterations, max(left, default=0))
+        if iterations <= 0:
+            return None
+        reach = max(
+            row.cached_tokens + new + min(iterations, own) for row, new, own in zip(rows, fresh, left, strict=True)
+        )
+        self._held = self.slots.highest if decision.compact else max(self._held, self.slots.highest)
+        return DecodeCall(
+            iterations=iterations,
+            rows_bucket=round_up(self._held, self._plan.buckets.decode_rows),
+            cache_bucket=round_up(reach, self._plan.buckets.cache_tokens),
+        )
