@@ -1,4 +1,4 @@
-"""The 88M-parameter Llama of the benchmarks: random weights in a Hugging Face directory, the same for every contestant."""
+"""The 88M-parameter Llama of the benchmarks: random weights in a Hugging Face directory, the same for everybody."""
 
 from __future__ import annotations
 
