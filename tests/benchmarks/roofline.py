@@ -3,7 +3,7 @@
     python tests/benchmarks/roofline.py --output=tests/benchmarks/results/roofline.json
 
 A decode iteration has to read every weight once and the keys and values of every row; the roofline is the time that
-takes at the bandwidth which a plain copy on the same device reaches. On a CPU it runs too (--small), to try the harness.
+takes at the bandwidth which a plain copy on the same device reaches. It runs on a CPU too (--small), to be tried.
 """
 
 from __future__ import annotations
