@@ -184,7 +184,7 @@ class Driver:
         batch = []
         for ask in list(self.waiting[:6]):
             left = ask.source[ask.encoded :]
-            whole = ask.encoded == 0 and len(left) <= buckets.encode_tokens[-1] and self.rng.random() < 0.6
+            whole = ask.encoded == 0 and len(left) <= buckets.encode_tokens[-1] and self.rng.random() < 0.8
             if whole and free and len(batch) < buckets.encode_rows[-1]:
                 batch.append(self.advance(ask, len(left), free))
             elif not whole and (free or len(left) > 1):
@@ -309,9 +309,13 @@ def test_a_released_row_decodes_no_more(engine: Engine) -> None:
     row = EncodeRow(0, (1, 2, 3), 0, 2, Sampling(max_tokens=40, temperature=1.0))
     executor.dispatch(PhaseCommand(0, encode=(EncodeCall((row,), 3, 8),)))
     block = executor.dispatch(PhaseCommand(1, decode=DecodeCall(3, 3, 32))).decoded()
-    assert block is not None and block.counts.sum() == 3 and not block.done[2]
+    assert block is not None
+    assert block.counts.sum() == 3
+    assert not block.done[2]
     block = executor.dispatch(PhaseCommand(2, release=(2,), decode=DecodeCall(3, 3, 32))).decoded()
-    assert block is not None and block.counts.sum() == 0 and block.done.all()
+    assert block is not None
+    assert block.counts.sum() == 0
+    assert block.done.all()
 
 
 def test_a_failing_program_is_an_engine_error_and_reset_goes_on(engine: Engine, loop: PlainLoop) -> None:
