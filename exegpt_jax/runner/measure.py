@@ -101,7 +101,9 @@ def _probe(plan: Plan) -> Plan:
     """The plan with few programs: one prompt length, one decode shape."""
     rows = plan.schedule.max_rows
     encode_rows = tuple(size for size in ENCODE_ROWS if size <= rows)
-    tokens = min(PROMPT_TOKENS, plan.max_prompt_tokens)
+    # Short enough that no row reaches its end while it is timed.
+    room = plan.cache_tokens - (_REPEATS + 1) * _DECODE_ITERATIONS - 1
+    tokens = max(1, min(PROMPT_TOKENS, plan.max_prompt_tokens, room))
     schedule: Schedule = dataclasses.replace(
         plan.schedule,
         policy="rra",
