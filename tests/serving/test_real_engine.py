@@ -16,7 +16,7 @@ from serving.load import LoadRequest, run_load
 from tests.serving.servers import environment, exegpt, server_process
 
 NUMBERS = (4217, 38, 271_828_182, 7, 60_012, 123_456_789, 5_005, 19, 808, 31_415)
-SIZES = ("--max_rows=4", "--encode_batch=2", "--cache_tokens=32", "--max_prompt_tokens=15")
+SIZES = ("--max_rows=2", "--encode_batch=2", "--cache_tokens=32", "--max_prompt_tokens=15")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_every_policy_gives_the_same_answers(
     found = {
         policy: generate(numbers_model, requests, tmp_path / policy, f"--policy={policy}", *flags, programs)
         for policy, flags in {
-            "rra": ("--decode_iterations=3", "--decode_batch=3"),
+            "rra": ("--decode_iterations=3", "--decode_batch=2"),
             "static": ("--decode_iterations=16",),
             "iteration": (),
             "chunked": ("--token_budget=12",),
@@ -76,7 +76,7 @@ def test_every_policy_gives_the_same_answers(
 
 
 def test_serve_from_start_to_drain(numbers_model: Path, programs: str) -> None:
-    with server_process(numbers_model, *SIZES, "--decode_iterations=3", "--decode_batch=4", programs) as server:
+    with server_process(numbers_model, *SIZES, "--decode_iterations=3", "--decode_batch=2", programs) as server:
         loads = [LoadRequest(task.prompt(number), {"max_tokens": 17}) for number in NUMBERS]
         results = run_load(server.address, loads, timeout_s=60)
         with Client(server.address) as client:
