@@ -8,7 +8,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exegpt_jax.engine.api import EngineError, PhaseCommand, Sampling
@@ -142,7 +142,6 @@ def prompts(seed: int, count: int, longest: int) -> list[tuple[int, ...]]:
     return [tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, longest))) for _ in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_request_gets_its_tokens(data: st.DataObject) -> None:
     policy = data.draw(st.sampled_from(EXECUTED_POLICIES))

@@ -142,10 +142,10 @@ def test_two_devices_give_the_same_tokens(loop: PlainLoop) -> None:
     heard.check(requests, loop)
 
 
-def test_random_cancels_leave_no_bytes(engine: Engine, loop: PlainLoop) -> None:
+def test_random_cancels_leave_no_bytes(engine: Engine, loop: PlainLoop, full: bool) -> None:
     heard, executor, rng = Heard(), LocalExecutor(engine), random.Random(3)
     runner = Runner(plan_of(engine.plan, "rra", 3, 4), executor, heard)
-    requests = requests_of(3, 60)
+    requests = requests_of(3, 10_000 if full else 100)
     for request in requests:
         runner.submit(request)
         if rng.random() < 0.4:
@@ -154,10 +154,12 @@ def test_random_cancels_leave_no_bytes(engine: Engine, loop: PlainLoop) -> None:
             runner.run_phase()
     while runner.run_phase():
         pass
-    assert len(heard.finished) == 60
+    assert len(heard.finished) == len(requests)
     assert executor.live_bytes() == 0
     assert runner.stats().failed_phases == 0
-    heard.check([request for request in requests if heard.finished[request.id].reason != "abort"], loop)
+    answered = [request for request in requests if heard.finished[request.id].reason != "abort"]
+    assert len(answered) < len(requests)
+    heard.check(answered[:60], loop)
 
 
 class Failing(LocalExecutor):
