@@ -18,8 +18,8 @@ _EMBEDDED = Path(__file__).resolve().parents[2] / "configs" / "demo" / "numbers"
 FLAGS = flags.FlagValues()
 shared.define_model(FLAGS)
 FLAGS.set_default("model", str(_EMBEDDED))
-flags.DEFINE_integer("requests", 2000, "requests to send under each schedule", 1, flag_values=FLAGS)
-flags.DEFINE_integer("max_rows", 32, "rows of the key/value cache, for both schedules", 4, flag_values=FLAGS)
+flags.DEFINE_integer("requests", 3000, "requests to send under each schedule", 1, flag_values=FLAGS)
+flags.DEFINE_integer("max_rows", 128, "rows of the key/value cache, for both schedules", 4, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "which numbers are asked", flag_values=FLAGS)
 flags.DEFINE_string("picture", None, "also write what is printed as an SVG picture", flag_values=FLAGS)
 

@@ -23,7 +23,7 @@ MAX_TOKENS = 20
 
 def candidates(max_rows: int) -> list[Trial]:
     """Settings to try: RRA's encode batch and frequency, static's batch and how often it looks for the end."""
-    rra = [Trial("rra", max(1, max_rows // share), i, 0.0) for share, i in ((8, 2), (2, 4), (2, 5), (2, 6))]
+    rra = [Trial("rra", max(1, max_rows // share), i, 0.0) for share, i in ((4, 4), (4, 5), (4, 6), (2, 6))]
     static = [Trial("static", batch, i, 0.0) for batch in (max_rows // 2, max_rows) for i in (4, 8)]
     return [*rra, *static]
 

@@ -28,7 +28,7 @@ from solver.plan.plan import Plan
 CACHE_TOKENS = 32
 MAX_PROMPT_TOKENS = 11
 """Of both, what the task needs: <s>, nine digits and the arrow; 14 words and the end of sequence."""
-TRIAL_REQUESTS = 192
+TRIAL_REQUESTS = 512
 TRIAL_ROUNDS = 2
 
 
