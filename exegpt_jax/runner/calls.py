@@ -60,12 +60,14 @@ def _whole_calls(rows: Sequence[Row], slots: Slots, buckets: Buckets) -> list[En
 def _chunk_calls(
     row: Row, tokens: int, slots: Slots, sizes: tuple[int, ...], contexts: tuple[int, ...]
 ) -> list[EncodeCall]:
-    context_bucket = round_up(len(row.source_ids), contexts)
+    context_bucket = round_up(max(len(row.source_ids), sizes[0]), contexts)
+    # Ladders of chunks and of contexts have rungs of their own; no chunk is larger than what it goes into.
+    fitting = tuple(size for size in sizes if size <= context_bucket)
     calls = []
     while tokens > 0:
-        now = min(tokens, sizes[-1])
+        now = min(tokens, fitting[-1])
         tokens -= now
-        calls.append(EncodeCall((_advance(row, now, slots),), 1, round_up(now, sizes), context_bucket))
+        calls.append(EncodeCall((_advance(row, now, slots),), 1, round_up(now, fitting), context_bucket))
     return calls
 
 

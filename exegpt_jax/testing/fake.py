@@ -146,6 +146,8 @@ class FakeExecutor:
         self._require(call.tokens_bucket in buckets.encode_tokens, f"no program for {call.tokens_bucket} tokens")
         self._require(call.context_bucket in (0, *buckets.cache_tokens), f"no payload of {call.context_bucket}")
         self._require(0 < len(call.rows) <= call.rows_bucket, "rows do not fit their bucket")
+        if call.context_bucket:
+            self._require(call.tokens_bucket <= call.context_bucket, "a chunk is larger than its payload")
         first, done = [], []
         for encode_row in call.rows:
             row = self._take_prompt(call, encode_row)
