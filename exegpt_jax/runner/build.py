@@ -135,7 +135,9 @@ def build(
 
     digest = checkpoint_digest(directory)
     usable_bytes = int(_device_bytes(devices[0], tensor) * memory_fraction)
-    first = _with_rows(first, max_rows, spec, plan_of, usable_bytes, on_cpu)
+    # Static batching never has more rows than its batch.
+    rows = max_rows or (encode_batch if policy == "static" else None)
+    first = _with_rows(first, rows, spec, plan_of, usable_bytes, on_cpu)
     say(f"loading {directory} as {dtype}")
     with _out_of_memory():
         loaded = load_stage(directory, spec, stage, dtype, devices[:tensor])
