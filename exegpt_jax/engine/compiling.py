@@ -63,26 +63,26 @@ def compile_all(recipes: Sequence[Recipe], progress: Callable[[str, int, int], N
     """Compiles every recipe, in order; `progress` hears each name with the number done and the number in all."""
     listen()
     done = 0
-    began_s = [0.0] * len(recipes)
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        waiting: dict[concurrent.futures.Future[Program], int] = {}
-        for index, recipe in enumerate(recipes):
-            began_s[index] = time.perf_counter()
+        waiting = []
+        for recipe in recipes:
+            began_s = time.perf_counter()
             lowered = recipe.function.lower(*recipe.arguments)
-            waiting[pool.submit(_finish, recipe.name, lowered, began_s[index])] = index
+            waiting.append(pool.submit(_finish, recipe.name, lowered, time.perf_counter() - began_s))
         for future in concurrent.futures.as_completed(waiting):
             done += 1
             progress(future.result().name, done, len(recipes))
         return tuple(future.result() for future in waiting)
 
 
-def _finish(name: str, lowered: jax.stages.Lowered, began_s: float) -> Program:
+def _finish(name: str, lowered: jax.stages.Lowered, traced_s: float) -> Program:
+    began_s = time.perf_counter()
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
     return Program(
         name=name,
         run=compiled,
-        seconds=time.perf_counter() - began_s,
+        seconds=traced_s + time.perf_counter() - began_s,
         temporary_bytes=0 if memory is None else memory.temp_size_in_bytes,
         aliased_bytes=0 if memory is None else memory.alias_size_in_bytes,
     )
