@@ -1,8 +1,9 @@
 """The key/value cache: pure functions on explicit arrays, and the only place that knows their layout.
 
-Layout "slots": per layer a pair (keys, values) of [rows, kv_heads, length, head_dim], left-aligned, so that the index
-along `length` is the position. Heads come before positions because attention multiplies per row and head: XLA on CPU
-would otherwise transpose the whole cache in every step.
+Layout "slots": per layer keys [rows, kv_heads, head_dim, length] and values [rows, kv_heads, length, head_dim],
+left-aligned, so that the index along `length` is the position. Each is then the plain right-hand side of the product
+that attention makes of it, per row and head. On CPU, 8 or more rows attend in 0.6 to 0.9 of the time that keys laid
+like the values take, and in about half of what both take with heads behind positions.
 
 A decode program works on a view: the lowest rows and positions, cut out once before its loop and put back once behind
 it. A view as large as the cache is the cache itself and costs nothing.
@@ -21,7 +22,7 @@ from jaxtyping import Float, Int
 from exegpt_jax.sharding.rules import Rules
 from exegpt_jax.sharding.stage import Stage
 
-Layer = tuple[Float[Array, "rows kv_heads length head_dim"], Float[Array, "rows kv_heads length head_dim"]]
+Layer = tuple[Float[Array, "rows kv_heads head_dim length"], Float[Array, "rows kv_heads length head_dim"]]
 Layers = tuple[Layer, ...]
 
 _AXES = (None, "kv_heads", None, None)
@@ -55,15 +56,22 @@ class CacheSpec:
 
     def abstract(self, rows: int, length: int) -> tuple[tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct], ...]:
         """Shapes and shardings without arrays, for compiling ahead."""
-        shape = (rows, self.kv_heads, length, self.head_dim)
-        one = jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype), sharding=self.sharding)
-        return ((one, one),) * self.layers
+        keys, values = (
+            jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype), sharding=self.sharding)
+            for shape in self.shapes(rows, length)
+        )
+        return ((keys, values),) * self.layers
+
+    def shapes(self, rows: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of one layer's keys and values."""
+        return (rows, self.kv_heads, self.head_dim, length), (rows, self.kv_heads, length, self.head_dim)
 
 
 def alloc(spec: CacheSpec, rows: int, length: int) -> Layers:
     """An empty cache; to be traced, so that its arrays come to life where they belong."""
-    shape, dtype = (rows, spec.kv_heads, length, spec.head_dim), jnp.dtype(spec.dtype)
-    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(spec.layers))
+    keys, values = spec.shapes(rows, length)
+    dtype = jnp.dtype(spec.dtype)
+    return tuple((jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(spec.layers))
 
 
 class SlotOps:
@@ -79,29 +87,28 @@ class SlotOps:
         v: Float[Array, "rows tokens kv_heads head_dim"],
         positions: Int[Array, "rows tokens"],
     ) -> Layer:
+        keys, values = layer
         row = jnp.arange(k.shape[0])[:, None]
         # One past the end instead of -1, which would count from the back; both are dropped.
-        where = jnp.where(positions < 0, layer[0].shape[2], positions)
-        keys, values = (
-            held.at[row, :, where].set(new.astype(held.dtype), mode="drop")
-            for held, new in zip(layer, (k, v), strict=True)
-        )
-        return keys, values
+        where = jnp.where(positions < 0, values.shape[2], positions)
+        keys = keys.at[row, :, :, where].set(k.astype(keys.dtype), mode="drop")
+        return keys, values.at[row, :, where].set(v.astype(values.dtype), mode="drop")
 
     def view(
         self, layer: Layer
     ) -> tuple[Float[Array, "rows kv_heads length head_dim"], Float[Array, "rows kv_heads length head_dim"]]:
-        return layer
+        keys, values = layer
+        return keys.swapaxes(2, 3), values
 
     def fresh(
         self, k: Float[Array, "rows tokens kv_heads head_dim"], v: Float[Array, "rows tokens kv_heads head_dim"]
     ) -> Layer:
-        return k.swapaxes(1, 2).astype(self._dtype), v.swapaxes(1, 2).astype(self._dtype)
+        return k.transpose(0, 2, 3, 1).astype(self._dtype), v.swapaxes(1, 2).astype(self._dtype)
 
 
 def cut(layers: Layers, rows: int, length: int) -> Layers:
     """The view of the lowest `rows` slots and the first `length` positions."""
-    return jax.tree.map(lambda held: held[:rows, :, :length], layers)
+    return tuple((keys[:rows, :, :, :length], values[:rows, :, :length]) for keys, values in layers)
 
 
 def put_back(layers: Layers, view: Layers) -> Layers:
@@ -111,8 +118,11 @@ def put_back(layers: Layers, view: Layers) -> Layers:
 
 def insert(layers: Layers, payload: Layers, slots: Int[Array, "rows"]) -> Layers:
     """Writes each row of a payload at the start of its slot; slots beyond the cache are dropped."""
-    length = payload[0][0].shape[2]
-    return jax.tree.map(lambda held, new: held.at[slots, :, :length].set(new, mode="drop"), layers, payload)
+
+    def put(held: Array, new: Array) -> Array:
+        return held.at[slots, :, : new.shape[2], : new.shape[3]].set(new, mode="drop")
+
+    return jax.tree.map(put, layers, payload)
 
 
 def gather(layers: Layers, slots: Int[Array, "rows"]) -> Layers:
