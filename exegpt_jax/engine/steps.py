@@ -129,10 +129,11 @@ class Steps:
         view = kv.cut(cache.layers, rows_bucket, cache_bucket)
         own_rows = jax.tree.map(lambda held: held[:rows_bucket], rows)
         carry = (jnp.int32(0), view, cache.counts, own_rows, _empty_block(self.most_iterations, rows_bucket))
-        _, view, counts, own_rows, block = lax.while_loop(more, body, carry)
-        rows = jax.tree.map(lambda held, own: held.at[:rows_bucket].set(own), rows, own_rows)
-        block = block._replace(done=~own_rows.active)
-        return Cache(kv.put_back(cache.layers, view), counts), rows, block
+        _, view, counts, after, block = lax.while_loop(more, body, carry)
+        layers = kv.put_back(cache.layers, view, own_rows.position, after.position, self.most_iterations)
+        rows = jax.tree.map(lambda held, own: held.at[:rows_bucket].set(own), rows, after)
+        block = block._replace(done=~after.active)
+        return Cache(layers, counts), rows, block
 
     def release(self, rows: Rows, slots: Int[Array, "freed"]) -> Rows:
         """Ends rows; slots beyond the cache are dropped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ write = jax.jit(OPS.write)
 view = jax.jit(OPS.view)
 fresh = jax.jit(OPS.fresh)
 cut = jax.jit(kv.cut, static_argnums=(1, 2))
-put_back = jax.jit(kv.put_back)
+put_back = jax.jit(kv.put_back, static_argnums=4)
 insert = jax.jit(kv.insert)
 gather = jax.jit(kv.gather)
 move = jax.jit(kv.move)
@@ -79,14 +80,27 @@ def test_gather_copies_whole_slots_out() -> None:
     np.testing.assert_array_equal(seen(out), before[:, [3, 0]])
 
 
-def test_a_view_is_cut_out_and_put_back() -> None:
-    before, changed = plain(ROWS, LENGTH, 0), plain(3, 8, 1)
+@pytest.mark.parametrize("most", [1, 8])
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=3, max_size=3))
+def test_a_view_is_cut_out_and_put_back(most: int, changes: list[tuple[int, int]]) -> None:
+    """Whole (many positions may change) or position by position, the cache holds what the view holds now."""
+    before = plain(ROWS, LENGTH, 0)
     (part,) = cut((held(before),), 3, 8)
     np.testing.assert_array_equal(seen(part), before[:, :3, :8])
-    (after,) = put_back((held(before),), (held(changed),))
-    expected = before.copy()
-    expected[:, :3, :8] = changed
+    expected, changed = before.copy(), before[:, :3, :8].copy()
+    for row, (first, count) in enumerate(changes):
+        changed[:, row, first : first + count] += 1
+        expected[:, row, first : min(first + count, 8)] += 1
+    first = np.array([first for first, _ in changes], np.int32)
+    end = np.array([min(first + count, 8) for first, count in changes], np.int32)
+    (after,) = put_back((held(before),), (held(changed),), first, end, most)
     np.testing.assert_array_equal(seen(after), expected)
+
+
+def test_a_view_of_everything_is_the_cache() -> None:
+    layers = (held(plain(ROWS, LENGTH, 0)),)
+    view = (held(plain(ROWS, LENGTH, 1)),)
+    assert kv.put_back(layers, view, jnp.zeros(ROWS, jnp.int32), jnp.zeros(ROWS, jnp.int32), 1) is view
 
 
 def test_keys_and_values_take_the_caches_own_dtype() -> None:
