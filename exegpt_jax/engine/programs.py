@@ -20,6 +20,7 @@ from exegpt_jax.engine.sampling import Counts, SamplingRows, pack
 from exegpt_jax.engine.state import Cache, Payload, Rows
 from exegpt_jax.engine.steps import Steps
 from exegpt_jax.sharding.stage import Stage
+from solver.plan.buckets import attended_tokens
 from solver.plan.plan import Plan
 
 # Slots released or moved by one dispatch; more take several.
@@ -119,8 +120,11 @@ class Recipes:
     def _decodes(self) -> Iterator[_Entry]:
         most = self._plan.schedule.max_rows
         cache, state = self._cache(most), self._rows(most)
+        rungs, iterations = self._plan.buckets.cache_tokens, self._plan.schedule.decode_iterations
         for rows in self._plan.buckets.decode_rows:
-            for tokens in self._plan.buckets.cache_tokens:
+            for tokens in rungs:
+                if attended_tokens(tokens, iterations, rows == most, rungs) != tokens:
+                    continue  # Shorter calls would not choose it either.
                 function = jax.jit(
                     self._steps.decode,
                     donate_argnums=1,

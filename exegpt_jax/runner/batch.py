@@ -12,7 +12,7 @@ from exegpt_jax.engine.api import DecodeCall, PhaseCommand
 from exegpt_jax.runner.calls import encode_calls
 from exegpt_jax.runner.policies import POLICIES, Decision, View
 from exegpt_jax.runner.rows import Row, Slots
-from solver.plan.buckets import round_up
+from solver.plan.buckets import attended_tokens, round_up
 from solver.plan.plan import Plan
 
 Queue = collections.OrderedDict[int, Row]
@@ -102,8 +102,7 @@ class Batch:
             row.cached_tokens + new + min(iterations, own) for row, new, own in zip(rows, fresh, left, strict=True)
         )
         self._held = self.slots.highest if decision.compact else max(self._held, self.slots.highest)
-        return DecodeCall(
-            iterations=iterations,
-            rows_bucket=round_up(self._held, self._plan.buckets.decode_rows),
-            cache_bucket=round_up(reach, self._plan.buckets.cache_tokens),
-        )
+        buckets = self._plan.buckets
+        rows_bucket = round_up(self._held, buckets.decode_rows)
+        all_rows = rows_bucket == buckets.decode_rows[-1]
+        return DecodeCall(iterations, rows_bucket, attended_tokens(reach, iterations, all_rows, buckets.cache_tokens))

@@ -10,6 +10,10 @@ import bisect
 import dataclasses
 import itertools
 
+# What it costs to cut a view out of the cache, in readings of the view: it is read, its copy allocated and written, and
+# what changed goes back.
+_CUT_READINGS = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
@@ -40,6 +44,23 @@ def round_up(value: int, ladder: tuple[int, ...]) -> int:
     if index == len(ladder):
         raise ValueError(f"{value} exceeds the largest bucket {ladder[-1]}")
     return ladder[index]
+
+
+def attended_tokens(reach_tokens: int, iterations: int, all_rows: bool, rungs: tuple[int, ...]) -> int:
+    """The rung of cache_tokens that a decode call works on.
+
+    A call on fewer rows or positions than the cache has copies them out once, and every iteration then reads less. On
+    all rows, few iterations do not win that back: they attend to whole rows, where they lie.
+
+    Args:
+      reach_tokens: positions of the longest row by the end of the call.
+      iterations: of the call.
+      all_rows: the call's rows bucket is the largest.
+      rungs: the ladder of cache_tokens.
+    """
+    shortest, whole = round_up(reach_tokens, rungs), rungs[-1]
+    saved = iterations * (whole - shortest)
+    return whole if all_rows and saved < _CUT_READINGS * shortest else shortest
 
 
 def ladder(first: int, last: int, factor: float = 2.0) -> tuple[int, ...]:

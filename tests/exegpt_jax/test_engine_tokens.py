@@ -61,7 +61,7 @@ def loop() -> PlainLoop:
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     """Chunked, since that policy's programs are a superset of all others'."""
-    return engine_of(spec_of("llama"), "chunked", Buckets((3,), (8, 16), (3, 6), (32, CACHE_TOKENS)))
+    return engine_of(spec_of("llama"), "chunked", Buckets((3,), (8, 16), (3, 6), (24, CACHE_TOKENS)))
 
 
 @dataclasses.dataclass
@@ -153,11 +153,8 @@ class Driver:
         decode = None
         if self.live or not calls:
             low = round_up(max(self.live, default=0) + 1, self.plan.buckets.decode_rows)
-            decode = DecodeCall(
-                self.rng.randint(1, self.plan.schedule.decode_iterations),
-                self.rng.choice([bucket for bucket in self.plan.buckets.decode_rows if bucket >= low]),
-                self.rng.choice(self.plan.buckets.cache_tokens),
-            )
+            compiled = [key[1:] for key in self.executor.engine._run if key[0] == "decode" and key[1] >= low]
+            decode = DecodeCall(self.rng.randint(1, self.plan.schedule.decode_iterations), *self.rng.choice(compiled))
         pending = self.executor.dispatch(PhaseCommand(number, (), release, tuple(moves), calls, decode))
         for call, result in zip(calls, pending.encoded(), strict=True):
             assert (result.logprobs is not None) == any(row.sampling.logprobs is not None for row in call.rows)
@@ -292,10 +289,10 @@ def test_live_bytes_count_slots_and_unfinished_prompts(engine: Engine) -> None:
     executor = LocalExecutor(engine)
     sampling = Sampling(max_tokens=5)
     whole = EncodeCall((EncodeRow(0, (1, 2, 3), 0, 4, sampling),), 3, 8)
-    chunk = EncodeCall((EncodeRow(1, tuple(range(8)), 0, NO_SLOT, sampling),), 1, 8, 32)
+    chunk = EncodeCall((EncodeRow(1, tuple(range(8)), 0, NO_SLOT, sampling),), 1, 8, 24)
     executor.dispatch(PhaseCommand(0, encode=(whole, chunk))).encoded()
     row = cache_row_bytes(spec, stage, plan.cache_tokens, plan.cache_dtype)
-    assert executor.live_bytes() == row + cache_row_bytes(spec, stage, 32, plan.cache_dtype)
+    assert executor.live_bytes() == row + cache_row_bytes(spec, stage, 24, plan.cache_dtype)
     executor.dispatch(PhaseCommand(1, drop=(1,)))
     assert executor.live_bytes() == row
     executor.dispatch(PhaseCommand(2, moves=((4, 0),)))
@@ -308,11 +305,11 @@ def test_a_released_row_decodes_no_more(engine: Engine) -> None:
     executor = LocalExecutor(engine)
     row = EncodeRow(0, (1, 2, 3), 0, 2, Sampling(max_tokens=40, temperature=1.0))
     executor.dispatch(PhaseCommand(0, encode=(EncodeCall((row,), 3, 8),)))
-    block = executor.dispatch(PhaseCommand(1, decode=DecodeCall(3, 3, 32))).decoded()
+    block = executor.dispatch(PhaseCommand(1, decode=DecodeCall(3, 3, 24))).decoded()
     assert block is not None
     assert block.counts.sum() == 3
     assert not block.done[2]
-    block = executor.dispatch(PhaseCommand(2, release=(2,), decode=DecodeCall(3, 3, 32))).decoded()
+    block = executor.dispatch(PhaseCommand(2, release=(2,), decode=DecodeCall(3, 3, 24))).decoded()
     assert block is not None
     assert block.counts.sum() == 0
     assert block.done.all()
@@ -336,7 +333,7 @@ def test_a_failing_program_is_an_engine_error_and_reset_goes_on(engine: Engine, 
         engine._run[key] = sound
     executor.reset()
     assert executor.live_bytes() == 0
-    pending = executor.dispatch(PhaseCommand(1, encode=(call,), decode=DecodeCall(4, 3, 32)))
+    pending = executor.dispatch(PhaseCommand(1, encode=(call,), decode=DecodeCall(4, 3, 24)))
     (first,), block = pending.encoded(), pending.decoded()
     assert block is not None
     assert [int(first.tokens[0, 0]), *block.tokens[:, 0, 0].tolist()] == loop.answer((1, 2, 3), sampling)[0]
@@ -344,5 +341,5 @@ def test_a_failing_program_is_an_engine_error_and_reset_goes_on(engine: Engine, 
 
 def test_a_shape_without_program_is_refused_by_name(engine: Engine) -> None:
     executor = LocalExecutor(engine)
-    with pytest.raises(EngineError, match="no program decode 5 32"):
-        executor.dispatch(PhaseCommand(0, decode=DecodeCall(1, 5, 32)))
+    with pytest.raises(EngineError, match="no program decode 5 24"):
+        executor.dispatch(PhaseCommand(0, decode=DecodeCall(1, 5, 24)))
