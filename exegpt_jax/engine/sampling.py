@@ -158,14 +158,17 @@ def _adjust(
 ) -> Float[Array, "rows vocab"]:
     rows = logits.shape[0]
     counts = Counts(counts.output[:rows], counts.prompt[:rows])
-    row = jnp.arange(rows)[:, None]
-    x = logits.at[row, wanted.bias_ids].add(wanted.biases, mode="drop")
+    # One update for biases and bars: a barred token stays far below all others, whatever the penalties make of it.
+    early = (generated < wanted.min_tokens)[:, None]
+    ids = jnp.concatenate([wanted.bias_ids, jnp.where(early, wanted.stop_ids, _NO_TOKEN)], axis=1)
+    added = jnp.concatenate([wanted.biases, jnp.full(wanted.stop_ids.shape, BARRED)], axis=1)
+    x = logits.at[jnp.arange(rows)[:, None], ids].add(added, mode="drop")
     seen = counts.prompt | (counts.output > 0)
     repetition = wanted.repetition_penalty[:, None]
     x = jnp.where(seen, jnp.where(x > 0, x / repetition, x * repetition), x)
-    x = x - wanted.frequency_penalty[:, None] * counts.output - wanted.presence_penalty[:, None] * (counts.output > 0)
-    early = (generated < wanted.min_tokens)[:, None]
-    return x.at[row, jnp.where(early, wanted.stop_ids, _NO_TOKEN)].set(BARRED, mode="drop")
+    return (
+        x - wanted.frequency_penalty[:, None] * counts.output - wanted.presence_penalty[:, None] * (counts.output > 0)
+    )
 
 
 def _noisy(
