@@ -28,7 +28,6 @@ import cases  # noqa: E402
 import model88m  # noqa: E402
 
 CONTROL_TOLERANCE = 0.05
-MAX_REPEATS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +106,7 @@ def control_s() -> float:
     return time.perf_counter() - began
 
 
-def measure(workers: list[Worker], case: cases.Case, rounds: int) -> dict:
+def measure(workers: list[Worker], case: cases.Case, rounds: int, repeats: int) -> dict:
     """Interleaved rounds; returns per contestant the seconds of each round."""
     entrants = [w for w in workers if case.name.startswith(w.contestant.only)]
     for worker in entrants:
@@ -117,13 +116,13 @@ def measure(workers: list[Worker], case: cases.Case, rounds: int) -> dict:
     noisy = 0
     usual = statistics.median(control_s() for _ in range(5))
     for number in range(rounds):
-        for attempt in range(MAX_REPEATS + 1):
+        for attempt in range(repeats + 1):
             controls, times = [], []
             for worker in entrants:
                 controls.append(control_s())
                 times.append(worker.run(case))
             steady = all(abs(value / usual - 1) <= CONTROL_TOLERANCE for value in controls)
-            if steady or attempt == MAX_REPEATS:
+            if steady or attempt == repeats:
                 break
         noisy += not steady
         control += controls
@@ -170,6 +169,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default=str(ROOT / ".cache" / "benchmarks" / "llama-88m"), help="made on first use")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds of each fixed batch")
     parser.add_argument("--mixed_rounds", type=int, default=9, help="interleaved rounds of the mixed load")
+    parser.add_argument("--repeats", type=int, default=3, help="how often a round is repeated whose control moved")
     parser.add_argument("--cases", default="1,8,32,mixed", help="batch sizes, and mixed")
     parser.add_argument("--mixed_requests", type=int, default=256)
     parser.add_argument("--mixed_batch", type=int, default=32, help="the static batch of contestants that have one")
@@ -206,7 +206,7 @@ def main() -> None:
     try:
         for case in todo:
             rounds = flags.mixed_rounds if case.name.startswith("mixed") else flags.rounds
-            results["cases"][case.name] = measured = measure(workers, case, rounds)
+            results["cases"][case.name] = measured = measure(workers, case, rounds, flags.repeats)
             text += report(case, measured)
             output.write_text(json.dumps(results, indent=1) + "\n")
             output.with_suffix(".md").write_text("\n".join(text))
