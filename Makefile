@@ -3,6 +3,7 @@
 
 SHELL := /bin/bash
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-full lint format setup lock
@@ -11,7 +12,7 @@ demo: setup
 	@$(BIN)/exegpt demo
 
 test: setup
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 # Goes on where it was broken off; when nothing is left to run (pytest says 5), it has passed before.
 test-full: setup

@@ -40,7 +40,8 @@ def run_demo(directory: Path, *, requests: int, max_rows: int, seed: int, pictur
     console = Console(highlight=False, record=picture is not None)
     rng = random.Random(seed)
     numbers = tuple(task.draw(rng, MIN_DIGITS, task.MAX_DIGITS, unseen=True) for _ in range(requests))
-    console.print(f"[bold]1. A server process loads the model[/] in {_short(directory)}, compiles and measures it.")
+    directory = _short(directory)
+    console.print(f"[bold]1. A server process loads the model[/] in {directory}, compiles and measures it.")
     with Worker(directory, max_rows, lambda line: console.print(f"   {line}", style="dim", markup=False)) as worker:
         tuned = worker.wait_for("tuned")
         console.print(report.sweep_table(tuned.trials, tuned.chosen))
@@ -64,6 +65,11 @@ def _load(console: Console, worker: Worker, trial: Trial, numbers: tuple[int, ..
     """One schedule under the whole load, with a live display."""
     address = worker.serve(trial.policy)
     console.print(f"   {len(numbers)} numbers to put into words, {in_flight} at a time, over gRPC at {address}")
+    # One wave that is not counted: neither schedule shall pay for a cold wire.
+    warm_up = [
+        LoadRequest(task.prompt(number), {"max_tokens": MAX_TOKENS}) for number in range(10**8, 10**8 + in_flight)
+    ]
+    run_load(address, warm_up, concurrency=in_flight, timeout_s=_TIMEOUT_S)
     requests = [LoadRequest(task.prompt(number), {"max_tokens": MAX_TOKENS}) for number in numbers]
     with Progress(
         TextColumn("  "),
@@ -103,7 +109,7 @@ def _print_samples(console: Console, outcome: report.Outcome, trial: Trial) -> N
         console.print(f"   {verdict}: {task.prompt(number)} {result.error or result.text}", markup=False)
 
 
-def _short(directory: Path) -> str:
+def _short(directory: Path) -> Path:
     """The path as one would type it here."""
     here = Path.cwd()
-    return str(directory.relative_to(here)) if directory.is_relative_to(here) else str(directory)
+    return directory.relative_to(here) if directory.is_relative_to(here) else directory

@@ -28,7 +28,8 @@ from solver.plan.plan import Plan
 CACHE_TOKENS = 32
 MAX_PROMPT_TOKENS = 11
 """Of both, what the task needs: <s>, nine digits and the arrow; 14 words and the end of sequence."""
-TRIAL_REQUESTS = 512
+TRIAL_WAVES = 4
+"""Requests of one trial, in caches full of rows."""
 TRIAL_ROUNDS = 2
 
 
@@ -78,7 +79,7 @@ def _tune(plan: Plan, executor: Executor, text: ModelText, out: IO[str]) -> dict
     tried = candidates(rows)
     # In turns, the better of each: another program's burst of work must not decide.
     for _ in range(TRIAL_ROUNDS):
-        again = [measure(plan, executor, text, trial, TRIAL_REQUESTS, 2 * rows) for trial in tried]
+        again = [measure(plan, executor, text, trial, TRIAL_WAVES * rows, 2 * rows) for trial in tried]
         tried = [max(pair, key=lambda trial: trial.requests_per_s) for pair in zip(tried, again, strict=True)]
     chosen = {policy: best(tried, policy) for policy in ("rra", "static")}
     Message("tuned", trials=tuple(tried), chosen=tuple(chosen.values())).send(out)
