@@ -166,9 +166,8 @@ def _adjust(
     seen = counts.prompt | (counts.output > 0)
     repetition = wanted.repetition_penalty[:, None]
     x = jnp.where(seen, jnp.where(x > 0, x / repetition, x * repetition), x)
-    return (
-        x - wanted.frequency_penalty[:, None] * counts.output - wanted.presence_penalty[:, None] * (counts.output > 0)
-    )
+    x = x - wanted.frequency_penalty[:, None] * counts.output
+    return x - wanted.presence_penalty[:, None] * (counts.output > 0)
 
 
 def _noisy(
@@ -194,7 +193,9 @@ def _noisy(
 def _filter(x: Float[Array, "rows vocab"], wanted: SamplingRows) -> Float[Array, "rows vocab"]:
     """min-p, then top-k, then top-p over what is left."""
     best = jnp.max(x, axis=-1, keepdims=True)
-    x = jnp.where(x >= best + jnp.log(jnp.maximum(wanted.min_p, 1e-38))[:, None], x, BARRED)
+    # Well above the smallest normal number: the logarithm of less is not to be relied on.
+    floor = jnp.where(wanted.min_p > 0, jnp.log(jnp.maximum(wanted.min_p, 1e-30)), -jnp.inf)[:, None]
+    x = jnp.where(x >= best + floor, x, BARRED)
     falling = -jnp.sort(-x, axis=-1)
     last = jnp.where(wanted.top_k > 0, jnp.minimum(wanted.top_k, x.shape[1]), x.shape[1]) - 1
     rank = jnp.arange(x.shape[1])[None, :]
