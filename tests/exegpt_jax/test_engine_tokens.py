@@ -221,7 +221,7 @@ def test_random_phases_give_the_plain_loops_tokens(engine: Engine, loop: PlainLo
     assert sum(ask.check() for ask in requests) <= 2
 
 
-@pytest.mark.parametrize("tensor", [2, 4, 8])
+@pytest.mark.parametrize("tensor", [2, pytest.param(4, marks=pytest.mark.full), 8])
 def test_devices_do_not_change_tokens(loop: PlainLoop, tensor: int) -> None:
     engine = engine_of(spec_of("llama"), "rra", Buckets((3,), (16,), (4,), (CACHE_TOKENS,)), tensor)
     rng = random.Random(tensor)
