@@ -82,7 +82,7 @@ class Pipeline:
 
     Attributes:
       stages: first to last.
-      return_s: sampled tokens on their way back to the first stage: part of every iteration's path, not of its machines.
+      return_s: sampled tokens on their way back to the first stage; part of an iteration's path, of no machine's time.
     """
 
     stages: tuple[PlacedStage, ...]

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from solver.facts.workload import Floats, Workload
+from solver.facts.workload import Floats, Ints, Workload
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,12 +78,15 @@ def lengths_of(workload: Workload, first_token: Literal["encode", "decode"]) -> 
     """Reads the joint distribution once."""
     decode = workload.output_tokens - (1 if first_token == "encode" else 0)
     inputs = workload.input_tokens.astype(np.float64)
-    tails = [
-        np.cumsum(np.bincount(decode, weights=workload.probability * moment)[::-1])[::-1]
-        for moment in (np.ones_like(inputs), inputs, inputs**2)
-    ]
-    tails[0][0] = 1.0
-    return Lengths(workload, first_token, *tails)
+    alive = _tail(decode, workload.probability)
+    alive[0] = 1.0
+    input_alive = _tail(decode, workload.probability * inputs)
+    return Lengths(workload, first_token, alive, input_alive, _tail(decode, workload.probability * inputs**2))
+
+
+def _tail(decode: Ints, weight: Floats) -> Floats:
+    """Total weight of the pairs with D >= k, at k = 0 .. ."""
+    return np.cumsum(np.bincount(decode, weights=weight)[::-1])[::-1].astype(np.float64)
 
 
 @functools.lru_cache(maxsize=4096)
