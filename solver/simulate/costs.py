@@ -25,12 +25,14 @@ class UnitCosts:
       contexts: float64 [contexts]: rising knots of the mean context.
       decode_s: float64 [contexts, r]: one layer, one decode iteration of r rows.
       embed_encode_s, embed_decode_s: float64 [r]: what the first stage adds.
-      head_s: float64 [r]: what the last stage adds, for r rows whose next token is sampled.
+      head_encode_s, head_decode_s: float64 [r]: what the last stage adds, for r rows whose next token is sampled, the
+        dispatch cost included.
       hand_over_encode_s, hand_over_decode_s: level -> float64 [r]: activations of r prompts, or rows, to the next
         stage over the link of that level, the dispatch cost included.
       weights_bytes, embed_bytes, head_bytes: per device: of one layer, of each end.
       cache_token_bytes: per device, layer and token of context.
       estimated: some number behind these costs is an estimate or an extrapolation.
+      phase_s: fixed cost of a decode call that runs a phase's iterations in one dispatch.
     """
 
     kind: str
@@ -40,7 +42,8 @@ class UnitCosts:
     decode_s: Floats
     embed_encode_s: Floats
     embed_decode_s: Floats
-    head_s: Floats
+    head_encode_s: Floats
+    head_decode_s: Floats
     hand_over_encode_s: dict[Level, Floats]
     hand_over_decode_s: dict[Level, Floats]
     weights_bytes: int
@@ -48,6 +51,7 @@ class UnitCosts:
     head_bytes: int
     cache_token_bytes: int
     estimated: bool
+    phase_s: float = 0.0
 
     def __post_init__(self) -> None:
         if set(self.hand_over_encode_s) != set(LEVELS) or set(self.hand_over_decode_s) != set(LEVELS):
@@ -99,6 +103,11 @@ class Pipeline:
         return np.stack([_decode_s(stage) for stage in self.stages])
 
     @property
+    def phase_s(self) -> float:
+        """What each decode phase costs beside its iterations: the slowest stage's."""
+        return max(stage.unit.phase_s for stage in self.stages)
+
+    @property
     def contexts(self) -> Floats:
         """The knots of `decode_rows_s`; every unit of a workload has the same."""
         return self.stages[0].unit.contexts
@@ -145,7 +154,7 @@ def _encode_s(stage: PlacedStage) -> Floats:
     if stage.first:
         total = total + unit.embed_encode_s
     if stage.last:
-        total = total + unit.head_s
+        total = total + unit.head_encode_s
     elif stage.link is not None:
         total = total + unit.hand_over_encode_s[stage.link]
     return total
@@ -157,7 +166,7 @@ def _decode_s(stage: PlacedStage) -> Floats:
     if stage.first:
         total = total + unit.embed_decode_s
     if stage.last:
-        total = total + unit.head_s
+        total = total + unit.head_decode_s
     elif stage.link is not None:
         total = total + unit.hand_over_decode_s[stage.link]
     return total

@@ -1,4 +1,4 @@
-"""Random planning problems for differential tests: workloads, profiles, costs and pipelines, all from a seeded generator.
+"""Random planning problems for differential tests, from a seeded generator: workloads, profiles, costs, pipelines.
 
 Ragged ones break every rule that a proof might lean on: times fall as rows rise, jump at multiples, and change their
 order between contexts.
@@ -98,7 +98,8 @@ def random_unit(
         decode_s=decode,
         embed_encode_s=random_curve(rng, most_rows, ragged) * 0.1,
         embed_decode_s=random_curve(rng, most_rows, ragged) * 0.1,
-        head_s=random_curve(rng, most_rows, ragged) * 0.5,
+        head_encode_s=random_curve(rng, most_rows, ragged) * 0.5,
+        head_decode_s=random_curve(rng, most_rows, ragged) * 0.5,
         hand_over_encode_s=hand_over,
         hand_over_decode_s={level: column * 0.5 for level, column in hand_over.items()},
         weights_bytes=int(rng.integers(1_000_000, 3_000_000)) // tensor,
