@@ -11,8 +11,14 @@ from typing import Literal
 
 from solver.facts.model_spec import ModelSpec
 from solver.plan import strict_json
+from solver.plan.bounds import Bounds
 from solver.plan.buckets import Buckets, ladder
+from solver.plan.certificate import Certificate, Margins, RunnerUp
+from solver.plan.inputs import Inputs
+from solver.plan.prediction import Prediction, StageMemory
 from solver.plan.schedule import Schedule
+
+__all__ = ["Plan", "Prediction", "from_json", "make_buckets", "make_plan"]
 
 SCHEMA_VERSION = 1
 # Tokens of one prompt in one encode call; longer prompts are encoded in chunks of this.
@@ -22,23 +28,6 @@ _SMALLEST_CACHE_TOKENS = 64
 _PROMPT_RUNGS = 4
 _DECODE_ROW_RUNGS = 4
 _CACHE_RUNGS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the plan expects of a run, to stand beside what is measured.
-
-    Attributes:
-      throughput_rps: requests per second.
-      latency_s: at the plan's percentile, from the start of the encode phase.
-      encode_s: one encode call of `encode_batch` rows.
-      iteration_s: one decode iteration of `decode_batch` rows.
-    """
-
-    throughput_rps: float
-    latency_s: float
-    encode_s: float
-    iteration_s: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +46,13 @@ class Plan:
       compaction: when finished rows leave the batch.
       delivery: when tokens reach those who asked.
       prediction: None where nothing was measured or simulated.
+      replicas: copies of the stages, each on devices of its own; the schedule names those of the first copy.
+      inputs: what it was made from; None, as all that follows, where flags built the plan.
+      bounds: what it keeps.
+      memory: one entry per stage; empty where nothing was planned.
+      certificate: what the search proves.
+      runners_up: the best of the others.
+      margins: how far facts may move.
       schema_version: of this file format.
     """
 
@@ -71,6 +67,13 @@ class Plan:
     compaction: Literal["iteration", "phase"] = "phase"
     delivery: Literal["iteration", "phase", "phase+1"] = "phase"
     prediction: Prediction | None = None
+    replicas: int = 1
+    inputs: Inputs | None = None
+    bounds: Bounds | None = None
+    memory: tuple[StageMemory, ...] = ()
+    certificate: Certificate | None = None
+    runners_up: tuple[RunnerUp, ...] = ()
+    margins: Margins | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -91,6 +94,15 @@ class Plan:
                 f"max_prompt_tokens: {self.max_prompt_tokens} leaves no room for output in "
                 f"cache_tokens={self.cache_tokens}"
             )
+        if self.replicas < 1:
+            raise ValueError(f"replicas: {self.replicas} is too small; give at least 1")
+        for name, table in (("memory", self.memory), ("prediction.stages", self._predicted_stages)):
+            if table and len(table) != len(self.schedule.stages):
+                raise ValueError(f"{name}: {len(table)} entries for {len(self.schedule.stages)} stages; plan again")
+
+    @property
+    def _predicted_stages(self) -> tuple[object, ...]:
+        return self.prediction.stages if self.prediction is not None else ()
 
     def to_json(self) -> str:
         """Deterministic text: equal plans are byte-identical."""
