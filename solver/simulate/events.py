@@ -1,0 +1,72 @@
+"""The event simulation: a Schedule, step by step, on the requests of a Demand.
+
+It shares with the closed forms only the costs of stages on a batch. Everything else happens: requests are drawn or
+replayed, wait, are admitted by a policy that knows no output length, pass the stages one micro-batch after another,
+end, and make room. So it is the check of the closed forms, and the only source of waits.
+
+    Demand (events_arrivals) -> policy (events_phases, events_chunked, events_apart)
+                                   -> times of stages (events_costs) -> clock (events_clock) -> Outcome (events_outcome)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from solver.plan.schedule import Schedule
+from solver.simulate.costs import Pipeline
+from solver.simulate.events_arrivals import Demand
+from solver.simulate.events_outcome import Outcome
+from solver.simulate.points import Conditions
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Machines:
+    """What the phases run on.
+
+    Attributes:
+      encode: pipeline of the encode phases.
+      decode: of the decode phases; the same object where stages do both.
+      mean_input: E[I] of the workload that the pipelines' costs were tabulated for: what "one prompt" costs.
+      hand_over_s: seconds that the cache of one prompt of the workload takes from encode to decode devices.
+    """
+
+    encode: Pipeline
+    decode: Pipeline
+    mean_input: float
+    hand_over_s: float = 0.0
+
+
+def simulate(
+    schedule: Schedule,
+    machines: Machines,
+    demand: Demand,
+    conditions: Conditions,
+    *,
+    first_token: str = "encode",
+    corrected: bool = True,
+    barrier: bool = True,
+    replicas: int = 1,
+    cache_tokens: int | None = None,
+    timeline_capacity: int = 20_000,
+) -> Outcome:
+    """Runs the whole demand.
+
+    Args:
+      schedule: policy and control variables. Micro-batches are counts here: ceil(decode_batch / micro_batch) and
+        ceil(encode_batch / encode_micro_batch), their rows as equal as whole rows can be.
+      machines: pipelines of one replica.
+      demand: `replay`, `saturated` or `arriving`. At saturation requests admitted while the loop fills or drains are
+        not measured; draw several times as many as are alive at once.
+      conditions: clock of the percentiles, compaction, delivery; cache_layout "slots" limits rows to
+        `schedule.max_rows`, "paged" also tokens to `cache_tokens`.
+      first_token: who emits it: "encode" (S - 1 decode iterations) or "decode" (S).
+      corrected: rra and waa: B_E follows the planned decode batch as the runner does; False: B_E is fixed.
+      barrier: a phase starts when the one before has left every stage (2.2); False: stages go on as they are free.
+      replicas: copies of the machines; requests go to them in turns.
+      cache_tokens: positions that a replica's cache holds ("paged"); None: no limit.
+      timeline_capacity: entries that the outcome's timeline keeps, of the first replica.
+
+    Raises:
+      ValueError: the demand is too short to measure, or a request can never fit.
+    """
+    raise NotImplementedError(schedule.policy)
