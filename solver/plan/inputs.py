@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from solver.facts import profile_file
 from solver.facts.cluster import Cluster
 from solver.facts.model_spec import ModelSpec
 from solver.facts.profile import Profile
@@ -39,6 +40,7 @@ class Inputs:
     Attributes:
       model: its shapes, not its weights.
       cluster: the devices that were offered, `--devices` applied.
+      devices: how many those are.
       profiles: one per device kind.
       workload: the lengths, and the trace where there is one.
       solver_version: of formulas and search.
@@ -46,6 +48,7 @@ class Inputs:
 
     model: Input
     cluster: Input
+    devices: int
     profiles: tuple[ProfileInput, ...]
     workload: Input
     solver_version: str
@@ -58,8 +61,9 @@ def inputs_of(
     return Inputs(
         model=Input(model_name, content_digest(spec)),
         cluster=Input(cluster.name, content_digest(cluster)),
+        devices=sum(group.devices for group in cluster.groups),
         profiles=tuple(
-            ProfileInput(profile.model, content_digest(profile), profile.device_kind)
+            ProfileInput(profile.model, profile_file.digest(profile), profile.device_kind)
             for profile in sorted(profiles, key=lambda profile: profile.device_kind)
         ),
         workload=Input(workload.name, content_digest(workload)),

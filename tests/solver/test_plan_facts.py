@@ -26,7 +26,7 @@ def full_plan() -> Plan:
         prediction=Prediction(1.5, 2.0, 0.25, 0.001, 3.0, 0.5, 1.5, 0.01, 2.0, 1.75, 20.5,
                               (StagePrediction(0.2, 0.001, 0.9),), "interpolated"),
         replicas=2,
-        inputs=Inputs(Input("m", "0" * 64), Input("c", "1" * 64), (ProfileInput("m", "2" * 64, "a"),),
+        inputs=Inputs(Input("m", "0" * 64), Input("c", "1" * 64), 2, (ProfileInput("m", "2" * 64, "a"),),
                       Input("w", "3" * 64), "1"),
         bounds=Bounds(latency_s=2.5, ttft_s=1.0, tpot_percentile=90.0),
         memory=(StageMemory(0, "a", 10, 20, 3, 4, 100, 90),),
