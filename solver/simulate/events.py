@@ -11,11 +11,16 @@ end, and make room. So it is the check of the closed forms, and the only source 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from solver.plan.schedule import Schedule
+from solver.plan.timeline import Timeline
 from solver.simulate.costs import Pipeline
 from solver.simulate.events_arrivals import Demand
-from solver.simulate.events_outcome import Outcome
+from solver.simulate.events_costs import WorkloadCosts
+from solver.simulate.events_outcome import Outcome, merged
+from solver.simulate.events_phases import PhaseLoop
+from solver.simulate.events_queue import Room
 from solver.simulate.points import Conditions
 
 
@@ -69,4 +74,21 @@ def simulate(
     Raises:
       ValueError: the demand is too short to measure, or a request can never fit.
     """
-    raise NotImplementedError(schedule.policy)
+    room = Room(schedule.max_rows, math.inf if cache_tokens is None else cache_tokens)
+    outcomes = []
+    for replica in range(replicas):
+        timeline = Timeline(timeline_capacity)
+        costs = WorkloadCosts(machines.decode)
+        loop = PhaseLoop(
+            schedule,
+            costs,
+            demand.share(replica, replicas),
+            conditions,
+            room,
+            first_token,
+            corrected,
+            barrier,
+            timeline,
+        )
+        outcomes.append(loop.run())
+    return merged(tuple(outcomes))

@@ -29,6 +29,10 @@ class Demand:
     def __len__(self) -> int:
         return len(self.input_tokens)
 
+    def decode_iterations(self, first_token: str) -> Ints:
+        """int64 [requests]: D = S - 1 where the encode phase emits the first token, else S."""
+        return self.output_tokens - (1 if first_token == "encode" else 0)
+
     def share(self, index: int, of: int) -> Demand:
         """Every `of`-th request from `index` on: what one of several replicas gets in turns."""
         arrival_s = None if self.arrival_s is None else self.arrival_s[index::of]

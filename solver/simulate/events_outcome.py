@@ -30,6 +30,7 @@ class Outcome:
       peak_rows: most rows that were held at once.
       peak_tokens: most positions of the cache in use at once.
       deferrals: requests that were wanted and waiting, but stood back at least once because rows or tokens did not fit.
+      deferred_phases: phases in which somebody stood back.
       preemptions: requests that were thrown out for want of tokens, to be encoded again.
       busy_share: float64 [stages]: of the whole time; encode stages before decode stages where they are apart.
       timeline: the last entries.
@@ -48,6 +49,7 @@ class Outcome:
     peak_rows: int
     peak_tokens: int
     deferrals: int
+    deferred_phases: int
     preemptions: int
     busy_share: Floats
     timeline: Timeline
@@ -122,5 +124,6 @@ def merged(outcomes: tuple[Outcome, ...]) -> Outcome:
         peak_rows=max(outcome.peak_rows for outcome in outcomes),
         peak_tokens=max(outcome.peak_tokens for outcome in outcomes),
         deferrals=sum(outcome.deferrals for outcome in outcomes),
+        deferred_phases=sum(outcome.deferred_phases for outcome in outcomes),
         preemptions=sum(outcome.preemptions for outcome in outcomes),
     )
