@@ -1,0 +1,92 @@
+"""Times of an encode phase and of a decode phase on a pipeline with a barrier between phases (scheduling.md, 2.2).
+
+With x_j the time of stage j on one of m micro-batches: m micro-batches leave the last stage after
+sum x + (m - 1) max x. In decode a token must come back to the first stage before the next iteration, so iterations
+start max(m max x, sum x) apart, and the last one takes b = min(sum x - max x, (m - 1) max x) longer to drain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from solver.facts.workload import Floats
+from solver.simulate.costs import Pipeline, PlacedStage
+
+
+def encode_phase_s(pipeline: Pipeline, batch: Floats, micro_batches: Floats) -> Floats:
+    """float64 [P]: T_E of `batch` prompts in `micro_batches` parts; exact, fill and drain contained."""
+    total, most = np.zeros(np.shape(batch)), np.zeros(np.shape(batch))
+    rows = batch / micro_batches
+    for stage, count in _distinct(pipeline):
+        seconds = Pipeline((stage,)).encode_s(rows)[0]
+        total += count * seconds
+        np.maximum(most, seconds, out=most)
+    return total + (micro_batches - 1) * most
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Iterations:
+    """Decode iterations of many candidates.
+
+    Attributes:
+      apart_s: float64 [U, P]: T_D: from one iteration's start to the next one's.
+      drain_s: float64 [U, P]: b: what an iteration takes longer if it is the last.
+    """
+
+    apart_s: Floats
+    drain_s: Floats
+
+
+def iterations_s(pipeline: Pipeline, rows: Floats, context: Floats, micro_batches: Floats) -> Iterations:
+    """T_D and b.
+
+    Args:
+      rows: float64 [U, P], or [1, P] where every iteration has the same rows.
+      context: float64 [U]: of every candidate.
+      micro_batches: float64 [P].
+    """
+    below, part = _split(rows / micro_batches, pipeline.most_rows)
+    knots = pipeline.contexts
+    low = np.clip(np.searchsorted(knots, context, side="right") - 1, 0, max(0, len(knots) - 2))
+    high = np.minimum(low + 1, len(knots) - 1)
+    share = np.clip((context - knots[low]) / np.where(high > low, knots[high] - knots[low], 1.0), 0.0, 1.0)[:, None]
+    path: Floats | float = 0.0
+    most: Floats | None = None
+    for stage, count in _distinct(pipeline):
+        seconds = _stage_s(Pipeline((stage,)).decode_rows_s[0], low, high, share, below, part)
+        path = path + count * seconds if count > 1 else path + seconds
+        most = seconds if most is None else np.maximum(most, seconds)
+    assert most is not None
+    path = path + pipeline.return_s if len(pipeline.stages) > 1 else np.asarray(path)
+    return Iterations(np.maximum(micro_batches * most, path), np.minimum(path - most, (micro_batches - 1) * most))
+
+
+def _stage_s(
+    table: Floats, low: np.ndarray, high: np.ndarray, share: Floats, below: np.ndarray, part: Floats
+) -> Floats:
+    """float64 [U, P] of one stage's table [contexts, r]."""
+    if len(below) == 1:
+        curve = table[:, below[0]] * (1 - part[0]) + table[:, below[0] + 1] * part[0]
+        return curve[low] * (1 - share) + curve[high] * share
+    # Knots that no iteration lies between are never looked at.
+    flat, width = table.ravel(), table.shape[1]
+    at_low, at_high = below + (low * width)[:, None], below + (high * width)[:, None]
+    first = flat.take(at_low) * (1 - share) + flat.take(at_high) * share
+    second = flat.take(at_low + 1) * (1 - share) + flat.take(at_high + 1) * share
+    return first + (second - first) * part
+
+
+def _split(rows: Floats, most: int) -> tuple[np.ndarray, Floats]:
+    below = np.minimum(rows.astype(np.int64), most - 1)
+    return below, rows - below
+
+
+def _distinct(pipeline: Pipeline) -> list[tuple[PlacedStage, int]]:
+    """Stages that cost the same, counted: a pipeline of sixteen has about three kinds."""
+    kinds: dict[tuple[object, ...], tuple[PlacedStage, int]] = {}
+    for stage in pipeline.stages:
+        key = (id(stage.unit), stage.layers, stage.first, stage.last, stage.link)
+        kinds[key] = (stage, kinds[key][1] + 1 if key in kinds else 1)
+    return list(kinds.values())

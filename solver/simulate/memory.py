@@ -1,0 +1,132 @@
+"""Bytes per device of many candidates at once, counted as `solver.plan.memory` counts one schedule.
+
+What a candidate changes are its rows, its cached tokens and its encode micro-batch; whatever does not depend on them is
+counted once per stage by the functions that the engine itself asks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from solver.facts.model_spec import ModelSpec
+from solver.facts.workload import Floats, Ints
+from solver.plan.memory import DeviceMemory, cache_row_bytes, memory_table, weight_bytes
+from solver.plan.plan import make_buckets
+from solver.plan.schedule import Role, Schedule, StageSpec
+from solver.simulate.costs import Pipeline, PlacedStage
+
+
+def block_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
+    """Weights of one layer on each device."""
+    return _weights(spec, (1, 3), tensor, dtype) - _weights(spec, (1, 2), tensor, dtype)
+
+
+def embed_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
+    """Weights of the embedding on each device of a first stage."""
+    return _weights(_longer(spec), (0, 1), tensor, dtype) - block_bytes(spec, tensor, dtype)
+
+
+def head_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
+    """Weights of norm and head on each device of a last stage that is not the first, too."""
+    longer = _longer(spec)
+    end = longer.num_layers
+    return _weights(longer, (end - 1, end), tensor, dtype) - block_bytes(spec, tensor, dtype)
+
+
+def cache_token_bytes(spec: ModelSpec, tensor: int, cache_dtype: str) -> int:
+    """Cache of one position in one layer on each device."""
+    return cache_row_bytes(spec, _stage((0, 1), tensor, "both"), 1, cache_dtype)
+
+
+def _weights(spec: ModelSpec, layers: tuple[int, int], tensor: int, dtype: str) -> int:
+    return weight_bytes(_longer(spec), _stage(layers, tensor, "both"), dtype)
+
+
+def _longer(spec: ModelSpec) -> ModelSpec:
+    """The same model with a few layers more, so that inner layers and both ends can be told apart."""
+    run = spec.layers[0]
+    return dataclasses.replace(spec, layers=(*spec.layers, dataclasses.replace(run, count=4)))
+
+
+def _stage(layers: tuple[int, int], tensor: int, role: Role) -> StageSpec:
+    return StageSpec(role, layers, tuple(range(tensor)), tensor)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryModel:
+    """How bytes are counted for candidates of one model.
+
+    Attributes:
+      spec, dtype, cache_dtype: of the model.
+      cache_tokens, max_prompt_tokens: of the plan.
+      layout: "slots" allocates rows x cache_tokens; "paged" the tokens that are there.
+    """
+
+    spec: ModelSpec
+    dtype: str
+    cache_dtype: str
+    cache_tokens: int
+    max_prompt_tokens: int
+
+    def stages_bytes(
+        self, pipeline: Pipeline, role: Role, max_rows: Ints, encode_micro_batch: Ints, paged_tokens: Floats | None
+    ) -> Floats:
+        """float64 [stages, P]: total bytes on each device of each stage.
+
+        Args:
+          pipeline: where layers live; they are counted in the order of its stages.
+          role: of every stage.
+          max_rows: int64 [P]: allocated rows.
+          encode_micro_batch: int64 [P]: rows of one encode call.
+          paged_tokens: float64 [P]: cached tokens to hold, in place of rows x cache_tokens; None: slots.
+        """
+        pairs, where = np.unique(np.stack([max_rows, encode_micro_batch]), axis=1, return_inverse=True)
+        where = where.ravel()
+        layer, rows = 0, []
+        for stage in pipeline.stages:
+            layers = (layer, layer + stage.layers)
+            layer = layers[1]
+            found = [self._device(layers, stage, role, int(most), int(batch)) for most, batch in pairs.T]
+            total = np.array([memory.total_bytes for memory in found], np.float64)[where]
+            if paged_tokens is not None and role != "encode":
+                slots = np.array([memory.cache_bytes for memory in found], np.float64)[where]
+                token = stage.layers * cache_token_bytes(self.spec, stage.unit.tensor, self.cache_dtype)
+                total = total - slots + paged_tokens * token
+            rows.append(total)
+        return np.stack(rows)
+
+    def _device(
+        self, layers: tuple[int, int], stage: PlacedStage, role: Role, max_rows: int, encode_micro_batch: int
+    ) -> DeviceMemory:
+        return _device_memory(self, layers, stage.unit.tensor, role, max_rows, encode_micro_batch)
+
+
+@functools.lru_cache(maxsize=200_000)
+def _device_memory(
+    model: MemoryModel, layers: tuple[int, int], tensor: int, role: Role, max_rows: int, encode_micro_batch: int
+) -> DeviceMemory:
+    schedule = Schedule(
+        policy="rra",
+        encode_batch=1,
+        decode_iterations=1,
+        decode_batch=1,
+        max_rows=max_rows,
+        stages=(_stage(layers, tensor, role),),
+        micro_batch=1,
+        encode_micro_batch=encode_micro_batch,
+    )
+    buckets = make_buckets(schedule, model.cache_tokens, model.max_prompt_tokens)
+    return memory_table(model.spec, schedule, buckets, model.dtype, model.cache_dtype)[0]
+
+
+def plain_bytes(pipeline: Pipeline, tokens: Floats) -> Floats:
+    """float64 [stages, P]: weights and so many cached tokens alone, where costs stand without a model."""
+    found = []
+    for stage in pipeline.stages:
+        unit = stage.unit
+        weights = stage.layers * unit.weights_bytes + stage.first * unit.embed_bytes + stage.last * unit.head_bytes
+        found.append(weights + stage.layers * unit.cache_token_bytes * tokens)
+    return np.stack(found)

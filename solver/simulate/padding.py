@@ -1,0 +1,159 @@
+"""What an engine of compiled shapes really computes: prompts and rows rounded up to rungs, by the runner's own rules.
+
+Encode calls are packed as the runner packs them. A decode call takes the rung of rows that holds everybody and the rung
+of positions that covers the longest row's reach; both are random, so the evaluator gets their distributions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from solver.facts.workload import Floats, Ints
+from solver.plan.buckets import Buckets, attended_tokens
+from solver.plan.packing import pack
+from solver.plan.plan import LARGEST_CHUNK_TOKENS, make_buckets
+from solver.plan.schedule import Schedule, StageSpec
+from solver.simulate.lengths import Lengths
+
+# Prompt tokens of one encode call at most, so that its activations stay small beside the cache.
+CALL_TOKENS = 8192
+_SAMPLES, _SEED = 384, 20240407
+
+Call = tuple[float, int, int]
+"""How many calls a batch has on average with so many rows and tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """The shapes that a plan's programs will be compiled for.
+
+    Attributes:
+      cache_tokens: allocated positions per row.
+      max_prompt_tokens: longest prompt that is taken.
+    """
+
+    cache_tokens: int
+    max_prompt_tokens: int
+
+    def buckets(self, encode_batch: int, max_rows: int) -> Buckets:
+        """Those of the plan with this encode batch and so many rows."""
+        return _buckets(self, encode_call_rows(encode_batch, self.max_prompt_tokens), max_rows)
+
+    @property
+    def cache_rungs(self) -> tuple[int, ...]:
+        return self.buckets(1, 1).cache_tokens
+
+
+def encode_call_rows(encode_batch: int, max_prompt_tokens: int) -> int:
+    """Rows of one encode call: the whole batch, unless its activations would be large."""
+    return min(encode_batch, max(1, CALL_TOKENS // min(max_prompt_tokens, LARGEST_CHUNK_TOKENS)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _buckets(padding: Padding, call_rows: int, max_rows: int) -> Buckets:
+    schedule = Schedule(
+        policy="rra",
+        encode_batch=1,
+        decode_iterations=1,
+        decode_batch=1,
+        max_rows=max_rows,
+        stages=(StageSpec("both", (0, 1), (0,), 1),),
+        micro_batch=1,
+        encode_micro_batch=call_rows,
+    )
+    return make_buckets(schedule, padding.cache_tokens, padding.max_prompt_tokens)
+
+
+@functools.lru_cache(maxsize=4096)
+def encode_calls(padding: Padding, lengths: Lengths, batch: int) -> tuple[Call, ...]:
+    """Expected encode calls of `batch` prompts, over seeded batches whose prompts together cover every quantile."""
+    buckets = padding.buckets(batch, batch)
+    largest = buckets.encode_tokens[-1]
+    batches = max(3, _SAMPLES // batch)
+    generator = np.random.default_rng(_SEED)
+    quantiles = (np.arange(batch * batches) + 0.5) / (batch * batches)
+    prompts = generator.permutation(_prompt_quantiles(lengths, quantiles)).reshape(batches, batch)
+    counts: dict[tuple[int, int], int] = {}
+    for sample in prompts:
+        shapes = [
+            (call.rows_bucket, call.tokens_bucket) for call in pack([int(n) for n in sample if n <= largest], buckets)
+        ]
+        # A prompt longer than the largest rung goes in chunks of it, alone.
+        shapes += [(1, largest)] * sum(math.ceil(int(n) / largest) for n in sample if n > largest)
+        for shape in shapes:
+            counts[shape] = counts.get(shape, 0) + 1
+    return tuple((count / batches, rows, tokens) for (rows, tokens), count in sorted(counts.items()))
+
+
+def _prompt_quantiles(lengths: Lengths, share: Floats) -> Ints:
+    workload = lengths.workload
+    order = np.argsort(workload.input_tokens, kind="stable")
+    below = np.cumsum(workload.probability[order])
+    return workload.input_tokens[order][np.minimum(np.searchsorted(below, share), len(order) - 1)]
+
+
+@functools.lru_cache(maxsize=4096)
+def reach_shares(padding: Padding, lengths: Lengths, iterations: int) -> Floats:
+    """float64 [rungs]: share of residents whose row reaches at most each rung of positions by the end of its phase.
+
+    A resident of age a reaches I + (a + 1) N positions; the runner, which knows no length, counts to the longest
+    answer there is.
+    """
+    workload, most = lengths.workload, lengths.most_decode
+    decode = workload.output_tokens - (1 if lengths.first_token == "encode" else 0)
+    periods = -(-decode // iterations)
+    total = float(workload.probability @ periods)
+    shares = []
+    for rung in padding.cache_rungs:
+        within = np.clip((rung - workload.input_tokens) // iterations, 0, periods)
+        within = np.where(rung >= workload.input_tokens + most, periods, within)
+        shares.append(float(workload.probability @ within) / total if total else 1.0)
+    shares[-1] = 1.0
+    return np.array(shares)
+
+
+def decode_mixture(
+    padding: Padding, lengths: Lengths, iterations: int, rows: Floats, deviation: Floats, max_rows: Ints
+) -> list[tuple[Floats, Floats, int]]:
+    """The calls that a phase may run as: (probability [P], rows [P], attended positions).
+
+    Args:
+      rows, deviation: float64 [P]: mean and standard deviation of residents.
+      max_rows: int64 [P]: rows allocated, the largest rung.
+    """
+    ladders = np.array([_row_ladder(padding, int(most)) for most in max_rows])
+    below = _normal((ladders + 0.5 - rows[:, None]) / np.maximum(deviation, 1e-9)[:, None])
+    below[:, -1] = 1.0
+    row_share = np.diff(below, axis=1, prepend=0.0)
+    reach = reach_shares(padding, lengths, iterations)[None, :] ** np.maximum(rows, 1.0)[:, None]
+    reach_share = np.diff(reach, axis=1, prepend=0.0)
+    calls = []
+    for i in range(ladders.shape[1]):
+        for j, rung in enumerate(padding.cache_rungs):
+            share = row_share[:, i] * reach_share[:, j]
+            for all_rows in (True, False):
+                chosen = np.where((ladders[:, i] == max_rows) == all_rows, share, 0.0)
+                if chosen.any():
+                    attended = attended_tokens(rung, iterations, all_rows, padding.cache_rungs)
+                    calls.append((chosen, ladders[:, i].astype(np.float64), attended))
+    return calls
+
+
+@functools.lru_cache(maxsize=65536)
+def _row_ladder(padding: Padding, max_rows: int) -> tuple[int, ...]:
+    """Rungs of decode rows; short ladders repeat their last rung, so that all have the same length."""
+    rungs = padding.buckets(1, max_rows).decode_rows
+    return rungs + (max_rows,) * (8 - len(rungs))
+
+
+def _normal(z: Floats) -> Floats:
+    """Distribution function of the standard normal (Abramowitz and Stegun 7.1.26, error below 1.5e-7)."""
+    x = np.abs(z) / math.sqrt(2)
+    t = 1 / (1 + 0.3275911 * x)
+    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    half = 0.5 * tail * np.exp(-x * x)
+    return np.where(z > 0, 1 - half, half)

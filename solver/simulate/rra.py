@@ -1,0 +1,276 @@
+"""Closed form of RRA: encode B_E prompts, run N_D decode iterations, again (scheduling.md, 2.2), over many candidates.
+
+Candidates are taken together by N_D, since the steady state depends on the workload and N_D alone: B_E scales it.
+Policy `iteration` at saturation is the same with N_D = 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from solver.facts.workload import Floats, Ints
+from solver.simulate.costs import Pipeline
+from solver.simulate.iteration import encode_phase_s, iterations_s
+from solver.simulate.lengths import Lengths, Residents, residents
+from solver.simulate.memory import MemoryModel, plain_bytes
+from solver.simulate.padding import Padding, decode_mixture
+from solver.simulate.points import Conditions, Points
+from solver.simulate.quantiles import (
+    normal_quantile,
+    occupancy,
+    quantile_with_wait,
+    resident_quantile,
+    weighted_quantile,
+)
+
+
+def evaluate_rra(
+    pipeline: Pipeline,
+    lengths: Lengths,
+    conditions: Conditions,
+    encode_batch: Ints,
+    decode_iterations: Ints,
+    encode_micro_batches: Ints | int = 1,
+    decode_micro_batches: Ints | int = 1,
+    *,
+    memory: MemoryModel | None = None,
+    padding: Padding | None = None,
+    rate_rps: float | None = None,
+    with_tpot: bool = True,
+) -> Points:
+    """Predicts P candidates in the steady state under saturation.
+
+    Args:
+      pipeline: all stages hold their layers for both phases.
+      lengths, conditions: of the workload; what is asked.
+      encode_batch, decode_iterations: int64 [P]: B_E and N_D.
+      encode_micro_batches, decode_micro_batches: m_E and m_D, how many parts a batch is cut into.
+      memory: how bytes are counted; None: weights and cache by the units' own figures.
+      padding: of a profile of padded shapes.
+      rate_rps: on the arrival clock, requests per second. A request waits for the end of the period that it falls
+        into, uniformly over the period at full batch; at or beyond capacity, or without a rate, its wait is infinite.
+      with_tpot: False leaves `tpot_s` NaN, which spares the most expensive quantile.
+
+    Returns:
+      Points. Candidates whose batches exceed the rows that costs were tabulated for have throughput 0 and infinite
+      latency and memory.
+    """
+    batch, iterations, encode_parts, decode_parts = (
+        np.ravel(column).astype(np.int64)
+        for column in np.broadcast_arrays(encode_batch, decode_iterations, encode_micro_batches, decode_micro_batches)
+    )
+    if batch.size and min(batch.min(), iterations.min(), encode_parts.min(), decode_parts.min()) < 1:
+        raise ValueError("encode_batch, decode_iterations and micro-batches: give at least 1 of each")
+    # Throughput, latency, TTFT, TPOT, period, encode phase, decode phase, filled group by group.
+    rows = [np.zeros(batch.size) for _ in range(7)]
+    decode_batch, max_rows, tokens = np.zeros(batch.size), np.zeros(batch.size, np.int64), np.zeros(batch.size)
+    order = np.argsort(iterations, kind="stable")
+    starts = np.flatnonzero(np.diff(iterations[order], prepend=-1))
+    for where in np.split(order, starts[1:]) if batch.size else []:
+        steady = _Steady(lengths, conditions, int(iterations[where[0]]))
+        decode_batch[where] = batch[where] * steady.residents.rows[0]
+        max_rows[where] = resident_quantile(batch[where], steady.held, conditions.overflow)
+        tokens[where] = steady.token_quantile(batch[where])
+        fits = _tabulated(pipeline, batch, encode_parts, decode_parts, decode_batch, max_rows, padding)[where]
+        group = where[fits]
+        if group.size:
+            times = _times(
+                pipeline,
+                steady,
+                batch[group].astype(np.float64),
+                encode_parts[group],
+                decode_parts[group],
+                max_rows[group],
+                padding,
+            )
+            for column, found in zip(rows, _predict(steady, times, batch[group], rate_rps, with_tpot), strict=True):
+                column[group] = found
+    throughput, latency, ttft, tpot, period, encode, decode = rows
+    if memory is not None:
+        parts = -(-batch // encode_parts)
+        paged = tokens if conditions.cache_layout == "paged" else None
+        bytes_of = memory.stages_bytes(pipeline, "both", max_rows, parts, paged)
+    else:
+        bytes_of = plain_bytes(pipeline, _cached_tokens(conditions, lengths, max_rows, tokens))
+    off = period == 0
+    for column in (latency, ttft, tpot, period, encode, decode):
+        column[off] = np.inf
+    bytes_of[:, off] = np.inf
+    return Points(
+        encode_batch=batch,
+        decode_iterations=iterations,
+        throughput_rps=throughput,
+        latency_s=latency,
+        ttft_s=ttft,
+        tpot_s=tpot,
+        period_s=period,
+        encode_s=encode,
+        decode_phase_s=decode,
+        decode_batch=decode_batch,
+        max_rows=max_rows,
+        memory_bytes=bytes_of,
+    )
+
+
+class _Steady:
+    """The steady state at one N_D."""
+
+    def __init__(self, lengths: Lengths, conditions: Conditions, iterations: int) -> None:
+        self.lengths, self.conditions, self.iterations = lengths, conditions, iterations
+        self.residents: Residents = residents(lengths, iterations)
+        self.held = occupancy(lengths, iterations, conditions.delivery == "phase+1")
+
+    def token_quantile(self, batch: Ints) -> Floats:
+        """float64 [P]: cached tokens at their peak, the (1 - overflow) quantile by the normal distribution.
+
+        With compaction by phase a row is counted with the whole phase's iterations, since it runs on to their end.
+        """
+        mean, variance = self.residents.tokens, self.residents.tokens_variance
+        if self.conditions.compaction == "phase":
+            mean, variance = phase_tokens(self.lengths, self.iterations)
+        z = normal_quantile(1 - self.conditions.overflow)
+        scale = batch.astype(np.float64)
+        # The peak of B m_u + z sqrt(B v_u) is at one of few u: those that no other exceeds in mean and deviation.
+        best = _undominated(mean, np.sqrt(np.maximum(variance, 0.0)))
+        peaks = scale[None, :] * mean[best, None] + z * np.sqrt(scale)[None, :] * np.sqrt(variance[best, None])
+        return peaks.max(axis=0)
+
+
+def phase_tokens(lengths: Lengths, iterations: int) -> tuple[Floats, Floats]:
+    """Mean and variance per admitted request, [1] each, of tokens where every resident holds its whole phase."""
+    alive, inputs, inputs2 = (
+        tail[1::iterations] for tail in (lengths.alive, lengths.input_alive, lengths.input2_alive)
+    )
+    ahead = iterations * (np.arange(alive.size) + 1.0)
+    first = inputs + ahead * alive
+    second = inputs2 + 2 * ahead * inputs + ahead**2 * alive
+    return np.array([first.sum()]), np.array([(second - first**2).sum()])
+
+
+def _undominated(mean: Floats, deviation: Floats) -> np.ndarray:
+    order = np.lexsort((-deviation, -mean))
+    before = np.concatenate([[-np.inf], np.maximum.accumulate(deviation[order])[:-1]])
+    return order[deviation[order] > before]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Times:
+    """Of one group: T_E [P]; decode_s [N + 1, P]: iterations 1 .. u together; drain_s [N, P]: b after iteration u."""
+
+    encode_s: Floats
+    decode_s: Floats
+    drain_s: Floats
+
+
+def _times(
+    pipeline: Pipeline,
+    steady: _Steady,
+    batch: Floats,
+    encode_parts: Ints,
+    decode_parts: Ints,
+    max_rows: Ints,
+    padding: Padding | None,
+) -> _Times:
+    encode = encode_phase_s(pipeline, batch, encode_parts.astype(np.float64))
+    found, count = steady.residents, steady.iterations
+    parts = decode_parts.astype(np.float64)
+    if padding is not None:
+        deviation = np.sqrt(batch * found.rows_variance)
+        apart, drain = np.zeros((1, batch.size)), np.zeros((1, batch.size))
+        calls = decode_mixture(padding, steady.lengths, count, batch * found.rows[0], deviation, max_rows)
+        for share, rows, attended in calls:
+            one = iterations_s(pipeline, rows[None, :], np.array([float(attended)]), parts)
+            apart, drain = apart + share * one.apart_s, drain + share * one.drain_s
+        apart, drain = np.repeat(apart, count, axis=0), np.repeat(drain, count, axis=0)
+    elif steady.conditions.compaction == "phase":
+        # Rows that end go on to the end of the phase, and so does their context.
+        context = found.context[0] + np.arange(count)
+        one = iterations_s(pipeline, batch[None, :] * found.rows[0], context, parts)
+        apart, drain = one.apart_s, one.drain_s
+    else:
+        one = iterations_s(pipeline, batch[None, :] * found.rows[:, None], found.context, parts)
+        apart, drain = one.apart_s, one.drain_s
+    decode = np.concatenate([np.zeros((1, batch.size)), np.cumsum(apart, axis=0) + pipeline.phase_s])
+    return _Times(encode, decode, drain)
+
+
+def _predict(
+    steady: _Steady, times: _Times, batch: Ints, rate_rps: float | None, with_tpot: bool
+) -> tuple[Floats, ...]:
+    """Throughput, latency, TTFT, TPOT, period, encode phase, decode phase."""
+    conditions, lengths = steady.conditions, steady.lengths
+    decode_phase = times.decode_s[-1] + times.drain_s[-1]
+    period = times.encode_s + decode_phase
+    throughput = batch / period
+    percentile = conditions.latency_percentile
+    first = _first_token_s(steady, times, period)
+    if conditions.clock == "encode":
+        latency = _latency_s(steady, times, period, np.array([lengths.decode_percentile(percentile)]))[0]
+        ttft = first
+    else:
+        steps = np.arange(lengths.most_decode + 1)
+        mass = -np.diff(lengths.alive, append=0.0)
+        waits = np.where((rate_rps or np.inf) < throughput, period, np.inf)
+        finite = np.isfinite(waits)
+        latency, ttft = np.full_like(period, np.inf), np.full_like(period, np.inf)
+        if finite.any():
+            served = _latency_s(steady, times, period, steps[mass > 0])[:, finite]
+            latency[finite] = quantile_with_wait(served, mass[mass > 0], period[finite], percentile / 100)
+            ttft[finite] = first[finite] + conditions.ttft_percentile / 100 * period[finite]
+    tpot = _tpot_s(steady, times, period, first) if with_tpot else np.full_like(period, np.nan)
+    return throughput, latency, ttft, tpot, period, times.encode_s, decode_phase
+
+
+def _latency_s(steady: _Steady, times: _Times, period: Floats, steps: Ints) -> Floats:
+    """float64 [lengths, P]: L_service of requests of so many decode iterations."""
+    periods = -(-steps // steady.iterations)
+    delivery = steady.conditions.delivery
+    if delivery == "iteration":
+        last = np.maximum(steps - (periods - 1) * steady.iterations, 1)
+        through = (periods - 1)[:, None] * period + times.encode_s + times.decode_s[last] + times.drain_s[last - 1]
+    else:
+        through = (periods + (delivery == "phase+1"))[:, None] * period
+    return np.where(steps[:, None] == 0, times.encode_s, through)
+
+
+def _first_token_s(steady: _Steady, times: _Times, period: Floats) -> Floats:
+    """Service time to the first token: the encode phase where that emits it, under every delivery."""
+    if steady.lengths.first_token == "encode":
+        return times.encode_s
+    return _latency_s(steady, times, period, np.array([1]))[0]
+
+
+def _tpot_s(steady: _Steady, times: _Times, period: Floats, first: Floats) -> Floats:
+    """The quantile, over requests of at least two tokens, of (last - first) / (tokens - 1); 0 where there are none."""
+    lengths = steady.lengths
+    tokens_behind = np.arange(lengths.most_decode + 1) - (0 if lengths.first_token == "encode" else 1)
+    mass = -np.diff(lengths.alive, append=0.0)
+    counted = np.flatnonzero((tokens_behind >= 1) & (mass > 0))
+    if not counted.size:
+        return np.zeros_like(period)
+    spans = _latency_s(steady, times, period, counted) - first
+    share = steady.conditions.tpot_percentile / 100
+    return weighted_quantile(spans / tokens_behind[counted][:, None], mass[counted], share)
+
+
+def _tabulated(
+    pipeline: Pipeline,
+    batch: Ints,
+    encode_parts: Ints,
+    decode_parts: Ints,
+    decode_batch: Floats,
+    max_rows: Ints,
+    padding: Padding | None,
+) -> np.ndarray:
+    """bool [P]: every batch lies within the rows that costs were tabulated for."""
+    most = pipeline.most_rows
+    peak = decode_batch if padding is None else max_rows
+    return (batch / encode_parts <= most) & (peak / decode_parts <= most)
+
+
+def _cached_tokens(conditions: Conditions, lengths: Lengths, max_rows: Ints, tokens: Floats) -> Floats:
+    if conditions.cache_layout == "paged":
+        return tokens
+    return max_rows.astype(np.float64) * (conditions.cache_tokens or lengths.workload.most_tokens)
