@@ -93,7 +93,7 @@ def build(
       ValueError: one line that names the value at fault and the remedy.
     """
     say = progress or _silent
-    _keep_programs(compilation_cache)
+    keep_programs(compilation_cache)
     spec = read_model_spec(directory)
     if policy not in EXECUTED_POLICIES:
         raise ValueError(f"policy: {policy!r} cannot be executed; choose one of {', '.join(EXECUTED_POLICIES)}")
@@ -134,7 +134,7 @@ def build(
         )
 
     digest = checkpoint_digest(directory)
-    usable_bytes = int(_device_bytes(devices[0], tensor) * memory_fraction)
+    usable_bytes = int(device_bytes(devices[0], tensor) * memory_fraction)
     # Static batching never has more rows than its batch.
     rows = max_rows or (encode_batch if policy == "static" else None)
     first = _with_rows(first, rows, spec, plan_of, usable_bytes, on_cpu)
@@ -189,7 +189,7 @@ def _with_rows(
     return sized(rows_that_fit(memory_of, usable_bytes, limit))
 
 
-def _device_bytes(device: jax.Device, devices: int) -> int:
+def device_bytes(device: jax.Device, devices: int) -> int:
     """Memory of one device. Those of the CPU platform share what the machine has available."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -202,7 +202,7 @@ def _device_bytes(device: jax.Device, devices: int) -> int:
     return available_bytes // devices
 
 
-def _keep_programs(directory: Path | None) -> None:
+def keep_programs(directory: Path | None) -> None:
     """Compiled programs outlive the process; a place that somebody chose already is kept."""
     if directory is not None:
         keep_on_disk(directory.expanduser())
