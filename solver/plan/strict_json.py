@@ -92,4 +92,20 @@ def _read_tuple(arguments: tuple[object, ...], data: object, where: str) -> tupl
         kinds = list(arguments)
     else:
         raise ValueError(f"{where}: {len(data)} entries where {len(arguments)} belong")
+    plain = _plain_numbers(arguments, data)
+    if plain is not None:
+        return plain
     return tuple(_read(kind, entry, f"{where}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, data, strict=True)))
+
+
+def _plain_numbers(arguments: tuple[object, ...], data: list[object]) -> tuple[object, ...] | None:
+    """A long list of numbers without a fault, at once; None where entries are to be looked at one by one."""
+    if arguments[1:] != (Ellipsis,):
+        return None
+    found = set(map(type, data))
+    if arguments[0] is int and found <= {int}:
+        return tuple(data)
+    if arguments[0] is float and found <= {int, float}:
+        numbers = tuple(map(float, typing.cast(list[float], data)))
+        return numbers if all(map(math.isfinite, numbers)) else None
+    return None
