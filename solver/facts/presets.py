@@ -11,7 +11,7 @@ def find(kind: str, given: str) -> Path:
     """The file or directory that `given` names, or else the preset of that kind.
 
     Args:
-      kind: a folder of `configs/`: "models", "clusters" or "workloads".
+      kind: a folder of `configs/`: "models", "clusters", "workloads" or "profiles".
       given: a path, or the stem of a preset.
 
     Raises:
@@ -20,7 +20,8 @@ def find(kind: str, given: str) -> Path:
     path = Path(given)
     if path.exists():
         return path
-    presets = {preset.stem: preset for preset in sorted((CONFIGS / kind).glob("*.json"))}
+    found = sorted((CONFIGS / kind).glob("*.json")) + sorted((CONFIGS / kind).glob("*.json.gz"))
+    presets = {preset.name.removesuffix(".gz").removesuffix(".json"): preset for preset in found}
     if given not in presets:
-        raise ValueError(f"{given}: no such file, and no preset of {kind}; presets: {', '.join(presets)}")
+        raise ValueError(f"{given}: no such file, and no preset of {kind}; presets: {', '.join(presets) or 'none'}")
     return presets[given]
