@@ -12,15 +12,16 @@ import dataclasses
 import numpy as np
 
 from solver.facts.workload import Floats
-from solver.simulate.costs import Pipeline, PlacedStage
+from solver.simulate.costs import Pipeline
 
 
 def encode_phase_s(pipeline: Pipeline, batch: Floats, micro_batches: Floats) -> Floats:
     """float64 [P]: T_E of `batch` prompts in `micro_batches` parts; exact, fill and drain contained."""
     total, most = np.zeros(np.shape(batch)), np.zeros(np.shape(batch))
-    rows = batch / micro_batches
+    below, part = _split(batch / micro_batches, pipeline.most_rows)
     for stage, count in _distinct(pipeline):
-        seconds = Pipeline((stage,)).encode_s(rows)[0]
+        table = pipeline.encode_rows_s[stage]
+        seconds = table[below] * (1 - part) + table[below + 1] * part
         total += count * seconds
         np.maximum(most, seconds, out=most)
     return total + (micro_batches - 1) * most
@@ -55,7 +56,7 @@ def iterations_s(pipeline: Pipeline, rows: Floats, context: Floats, micro_batche
     path: Floats | float = 0.0
     most: Floats | None = None
     for stage, count in _distinct(pipeline):
-        seconds = _stage_s(Pipeline((stage,)).decode_rows_s[0], low, high, share, below, part)
+        seconds = _stage_s(pipeline.decode_rows_s[stage], low, high, share, below, part)
         path = path + count * seconds if count > 1 else path + seconds
         most = seconds if most is None else np.maximum(most, seconds)
     assert most is not None
@@ -70,7 +71,6 @@ def _stage_s(
     if len(below) == 1:
         curve = table[:, below[0]] * (1 - part[0]) + table[:, below[0] + 1] * part[0]
         return curve[low] * (1 - share) + curve[high] * share
-    # Knots that no iteration lies between are never looked at.
     flat, width = table.ravel(), table.shape[1]
     at_low, at_high = below + (low * width)[:, None], below + (high * width)[:, None]
     first = flat.take(at_low) * (1 - share) + flat.take(at_high) * share
@@ -83,10 +83,11 @@ def _split(rows: Floats, most: int) -> tuple[np.ndarray, Floats]:
     return below, rows - below
 
 
-def _distinct(pipeline: Pipeline) -> list[tuple[PlacedStage, int]]:
-    """Stages that cost the same, counted: a pipeline of sixteen has about three kinds."""
-    kinds: dict[tuple[object, ...], tuple[PlacedStage, int]] = {}
-    for stage in pipeline.stages:
+def _distinct(pipeline: Pipeline) -> list[tuple[int, int]]:
+    """Stages that differ, by index, and how many cost the same: a pipeline of sixteen has about three kinds."""
+    kinds: dict[tuple[object, ...], tuple[int, int]] = {}
+    for index, stage in enumerate(pipeline.stages):
         key = (id(stage.unit), stage.layers, stage.first, stage.last, stage.link)
-        kinds[key] = (stage, kinds[key][1] + 1 if key in kinds else 1)
+        first, count = kinds.get(key, (index, 0))
+        kinds[key] = (first, count + 1)
     return list(kinds.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from numpy.typing import NDArray
 
 from solver.facts.workload import Floats, Ints
 from solver.simulate.costs import Pipeline
@@ -73,8 +74,8 @@ def evaluate_rra(
         decode_batch[where] = batch[where] * steady.residents.rows[0]
         max_rows[where] = resident_quantile(batch[where], steady.held, conditions.overflow)
         tokens[where] = steady.token_quantile(batch[where])
-        fits = _tabulated(pipeline, batch, encode_parts, decode_parts, decode_batch, max_rows, padding)[where]
-        group = where[fits]
+        peak = decode_batch if padding is None else max_rows
+        group = where[_tabulated(pipeline, batch[where] / encode_parts[where], peak[where] / decode_parts[where])]
         if group.size:
             times = _times(
                 pipeline,
@@ -255,19 +256,9 @@ def _tpot_s(steady: _Steady, times: _Times, period: Floats, first: Floats) -> Fl
     return weighted_quantile(spans / tokens_behind[counted][:, None], mass[counted], share)
 
 
-def _tabulated(
-    pipeline: Pipeline,
-    batch: Ints,
-    encode_parts: Ints,
-    decode_parts: Ints,
-    decode_batch: Floats,
-    max_rows: Ints,
-    padding: Padding | None,
-) -> np.ndarray:
-    """bool [P]: every batch lies within the rows that costs were tabulated for."""
-    most = pipeline.most_rows
-    peak = decode_batch if padding is None else max_rows
-    return (batch / encode_parts <= most) & (peak / decode_parts <= most)
+def _tabulated(pipeline: Pipeline, encoded: Floats, decoded: Floats) -> NDArray[np.bool_]:
+    """Whether these rows of micro-batches, [P] each, lie within those that costs were tabulated for."""
+    return (encoded <= pipeline.most_rows) & (decoded <= pipeline.most_rows)
 
 
 def _cached_tokens(conditions: Conditions, lengths: Lengths, max_rows: Ints, tokens: Floats) -> Floats:
