@@ -59,25 +59,28 @@ def margins(workload: Workload) -> tuple[Histogram, Histogram]:
 
 
 def binned(given: Histogram, most: int) -> Histogram:
-    """At most `most` lengths (at least 64): bins whose widths grow with the length, each at its rounded mean.
+    """About `most` lengths (at least 64) in place of more: each bin at its rounded mean.
 
-    The mean moves by less than half a token, a percentile by less than a bin; short lengths and the longest stay as
-    they are.
+    The mean moves by less than half a token, a percentile by less than a bin.
     """
-    most = max(64, most)
-    if len(given.lengths) <= most:
-        return given
-    ratio, bins = 1.0, np.arange(len(given.lengths))
-    while bins[-1] >= most:
-        ratio += 0.0025
-        first = math.ceil(1 / (ratio - 1))
-        far = np.floor(np.log(np.maximum(given.lengths, first) / first) / math.log(ratio)).astype(np.int64)
-        bins = np.where(given.lengths <= first, given.lengths, first + 1 + far)
-        bins[-1] += 1
-        bins = np.unique(bins, return_inverse=True)[1].ravel()
+    bins = bins_of(given.lengths, most)
     share = np.bincount(bins, weights=given.share)
     middle = np.bincount(bins, weights=given.share * given.lengths) / share
     return histogram(np.rint(middle).astype(np.int64), share)
+
+
+def bins_of(lengths: Ints, most: int) -> Ints:
+    """The bin of each of these rising lengths; widths grow with the length, short lengths and the longest stay alone."""
+    most = max(64, most)
+    ratio, bins = 1.0, np.arange(len(lengths))
+    while bins[-1] >= most:
+        ratio += 0.0025
+        first = math.ceil(1 / (ratio - 1))
+        far = np.floor(np.log(np.maximum(lengths, first) / first) / math.log(ratio)).astype(np.int64)
+        bins = np.where(lengths <= first, lengths, first + 1 + far)
+        bins[-1] += 1
+        bins = np.unique(bins, return_inverse=True)[1].ravel()
+    return bins
 
 
 def joint(name: str, source: str, inputs: Histogram, outputs: Histogram, pairs: Floats | None = None) -> Workload:
