@@ -1,0 +1,196 @@
+"""The placement by CP-SAT: how often each pattern occurs, proven optimal.
+
+`best_placement` minimises the objective of a `PlacementProblem`; where stages stand is left to
+`solver.search.cp_packing`, which says what the cluster's tree allows without naming hosts. Redundant sums keep the
+linear relaxation tight: on every pool the device time of all stages is at most the bottleneck times the devices. One
+worker and a fixed seed, the only deterministic mode.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+from ortools.sat.python import cp_model
+
+from solver.search.cp_packing import Groups, add_packing
+from solver.search.placement_problem import Form, Pattern, Placement, PlacementProblem, broken_limits, value_ns
+
+SEED = 0
+
+
+def best_placement(problem: PlacementProblem, time_limit_s: float, hint: Mapping[int, int] | None = None) -> Placement:
+    """The placement with the least objective, or proof that there is none.
+
+    Args:
+      problem: see there.
+      time_limit_s: wall time; beyond it the best so far is returned with its bound.
+      hint: counts of a placement to start from; where it keeps the limits, patterns that cannot beat it are left out.
+    """
+    started = time.perf_counter()
+    upper = value_ns(problem, hint) if hint and not broken_limits(problem, hint) else None
+    model = _Model(problem, useful_patterns(problem, upper), upper)
+    if hint:
+        model.start_from(hint)
+    counts, bound, proven = model.solve(max(0.001, time_limit_s - (time.perf_counter() - started)))
+    if not counts and hint and upper is not None:
+        counts = dict(hint)  # the time was over before the hint was taken up
+    value = value_ns(problem, counts) if counts else None
+    if value is not None and bound is not None:
+        bound = min(bound, value)
+        proven = bound == value
+    return Placement(counts, value, bound, proven, time.perf_counter() - started)
+
+
+def useful_patterns(problem: PlacementProblem, upper: int | None) -> list[int]:
+    """Patterns that may stand in a placement no worse than `upper`, and within the limits.
+
+    A stage alone bounds the bottleneck and, with the rest of the layers at the least time per layer, the path.
+    """
+    loads = range(len(problem.micro_batches))
+    least = {
+        role: [min((p.times_ns[i] / p.layers for p in problem.patterns if p.role == role), default=0.0) for i in loads]
+        for role in problem.roles
+    }
+    most = [(form, upper) for form in problem.objective if upper is not None]
+    most += [(limit.form, limit.most_ns) for limit in problem.limits]
+    kept = []
+    for index, p in enumerate(problem.patterns):
+        path = [p.times_ns[i] + math.floor((problem.layers - p.layers) * least[p.role][i]) for i in loads]
+        if all(_at_least(form, problem.micro_batches, p.times_ns, path) <= limit for form, limit in most):
+            kept.append(index)
+    return kept
+
+
+def _at_least(form: Form, micro: tuple[int, ...], slowest: tuple[int, ...], path: list[int]) -> int:
+    return form.constant_ns + sum(
+        form.pace[i] * max(m * slowest[i], path[i])
+        + form.drained[i] * ((m - 1) * slowest[i] + path[i])
+        + form.bottleneck[i] * slowest[i]
+        for i, m in enumerate(micro)
+    )
+
+
+class _Model:
+    """One CP-SAT model over the patterns in use."""
+
+    def __init__(self, problem: PlacementProblem, useful: list[int], upper: int | None) -> None:
+        self.problem, self.model = problem, cp_model.CpModel()
+        self.patterns: dict[int, Pattern] = {index: problem.patterns[index] for index in useful}
+        self.uses = {index: self.model.new_int_var(0, self._most(p), f"n{index}") for index, p in self.patterns.items()}
+        self.groups = Groups(self.model, self.patterns, self.uses, problem.most_stages)
+        self.alone = add_packing(problem, self.model, self.groups)
+        self.occurs = {index: self._occurs(index) for index in useful}
+        self._shapes()
+        self.slowest, self.path, self.pace = self._loads()
+        self._objective(upper)
+
+    def _most(self, pattern: Pattern) -> int:
+        """How often it may occur."""
+        if pattern.position != "middle":
+            return 1
+        devices = self.problem.pools[pattern.pool].devices // pattern.tensor
+        return max(0, min(devices, (self.problem.layers - 2) // pattern.layers, self.problem.most_stages - 2))
+
+    def _occurs(self, index: int) -> cp_model.IntVar:
+        most = self._most(self.patterns[index])
+        if most <= 1:
+            return self.uses[index]
+        occurs = self.model.new_bool_var(f"z{index}")
+        self.model.add(self.uses[index] <= most * occurs)
+        return occurs
+
+    def _shapes(self) -> None:
+        if self.problem.most_shapes is None:
+            return
+        used: dict[tuple[int, int, int], cp_model.IntVar] = {}
+        for index, p in self.patterns.items():
+            shape = (p.pool, p.tensor, p.layers)
+            if shape not in used:
+                used[shape] = self.model.new_bool_var(f"shape {shape}")
+            self.model.add_implication(self.occurs[index], used[shape])
+        self.model.add(cp_model.LinearExpr.sum(list(used.values())) <= self.problem.most_shapes)
+
+    def _loads(self) -> tuple[list[cp_model.IntVar], list[cp_model.IntVar], list[cp_model.IntVar]]:
+        """Bottleneck, path and pace of every load."""
+        problem, model = self.problem, self.model
+        slowest: list[cp_model.IntVar] = []
+        paths: list[cp_model.IntVar] = []
+        paces: list[cp_model.IntVar] = []
+        for load, micro in enumerate(problem.micro_batches):
+            times = {index: p.times_ns[load] for index, p in self.patterns.items()}
+            most = max(times.values(), default=0)
+            longest = (most + problem.path_ns[load]) * problem.most_stages
+            slow = model.new_int_var(0, most, f"M{load}")
+            for index, time_ns in times.items():
+                if time_ns:
+                    model.add(slow >= time_ns * self.occurs[index])
+            path = model.new_int_var(0, longest, f"S{load}")
+            backs = [
+                problem.path_ns[load] * (1 - self.alone[role])
+                for role in problem.roles
+                if any(time_ns and self.patterns[index].role == role for index, time_ns in times.items())
+            ]
+            total = self._weighted(times)
+            model.add(path == total + sum(backs))
+            self._spread(times, slow, total)
+            pace = model.new_int_var(0, max(micro * most, longest), f"T{load}")
+            model.add(pace >= micro * slow)
+            model.add(pace >= path)
+            slowest.append(slow)
+            paths.append(path)
+            paces.append(pace)
+        return slowest, paths, paces
+
+    def _weighted(self, weights: Mapping[int, int]) -> cp_model.LinearExpr:
+        return cp_model.LinearExpr.weighted_sum([self.uses[i] for i in weights], list(weights.values()))
+
+    def _spread(self, times: Mapping[int, int], slow: cp_model.IntVar, total: cp_model.LinearExpr) -> None:
+        """Redundant: device time on a pool is at most the bottleneck times its devices; so are stages."""
+        for pool, shape in enumerate(self.problem.pools):
+            spent = {i: p.tensor * times[i] for i, p in self.patterns.items() if p.pool == pool}
+            self.model.add(self._weighted(spent) <= shape.devices * slow)
+        self.model.add(total <= self.problem.most_stages * slow)
+
+    def _form(self, form: Form) -> cp_model.LinearExpr:
+        variables: list[cp_model.IntVar] = []
+        factors: list[int] = []
+        for i, micro in enumerate(self.problem.micro_batches):
+            variables += [self.pace[i], self.slowest[i], self.path[i]]
+            factors += [form.pace[i], form.drained[i] * (micro - 1) + form.bottleneck[i], form.drained[i]]
+        return cp_model.LinearExpr.weighted_sum(variables, factors) + form.constant_ns
+
+    def _objective(self, upper: int | None) -> None:
+        for limit in self.problem.limits:
+            self.model.add(self._form(limit.form) <= limit.most_ns)
+        if len(self.problem.objective) == 1:
+            value = self._form(self.problem.objective[0])
+        else:
+            value = self.model.new_int_var(0, 2**60, "value")
+            for form in self.problem.objective:
+                self.model.add(value >= self._form(form))
+        if upper is not None:
+            self.model.add(value <= upper)
+        self.model.minimize(value)
+
+    def start_from(self, hint: Mapping[int, int]) -> None:
+        for index, use in self.uses.items():
+            self.model.add_hint(use, hint.get(index, 0))
+
+    def solve(self, time_limit_s: float) -> tuple[dict[int, int], int | None, bool]:
+        """Counts (empty: none found), the bound (None: none exists), and whether the search was completed."""
+        solver = cp_model.CpSolver()
+        solver.parameters.num_workers = 1
+        solver.parameters.random_seed = SEED
+        solver.parameters.max_time_in_seconds = time_limit_s
+        solver.parameters.linearization_level = 2
+        status = solver.solve(self.model)
+        if status == cp_model.INFEASIBLE:
+            return {}, None, True
+        if status == cp_model.MODEL_INVALID:
+            raise ValueError("placement: times or factors are beyond 64-bit whole numbers; scale them down")
+        bound = math.ceil(solver.best_objective_bound - 0.5)
+        if status == cp_model.UNKNOWN:
+            return {}, bound, False
+        return {index: n for index, use in self.uses.items() if (n := solver.value(use))}, bound, True
