@@ -16,12 +16,17 @@ import math
 from solver.plan.schedule import Schedule
 from solver.plan.timeline import Timeline
 from solver.simulate.costs import Pipeline
+from solver.simulate.events_apart import ApartLoop
 from solver.simulate.events_arrivals import Demand
+from solver.simulate.events_chunked import ChunkedLoop
 from solver.simulate.events_costs import WorkloadCosts
+from solver.simulate.events_mixed import WorkloadMixedCosts
 from solver.simulate.events_outcome import Outcome, merged
 from solver.simulate.events_phases import PhaseLoop
 from solver.simulate.events_queue import Room
 from solver.simulate.points import Conditions
+
+APART = ("waa", "waa-c", "waa-m", "disaggregated")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +57,7 @@ def simulate(
     barrier: bool = True,
     replicas: int = 1,
     cache_tokens: int | None = None,
+    page_tokens: int = 1,
     timeline_capacity: int = 20_000,
 ) -> Outcome:
     """Runs the whole demand.
@@ -69,26 +75,28 @@ def simulate(
       barrier: a phase starts when the one before has left every stage (2.2); False: stages go on as they are free.
       replicas: copies of the machines; requests go to them in turns.
       cache_tokens: positions that a replica's cache holds ("paged"); None: no limit.
+      page_tokens: positions that are given out together (chunked).
       timeline_capacity: entries that the outcome's timeline keeps, of the first replica.
 
     Raises:
       ValueError: the demand is too short to measure, or a request can never fit.
     """
-    room = Room(schedule.max_rows, math.inf if cache_tokens is None else cache_tokens)
+    if schedule.policy == "chunked" and first_token != "encode":
+        raise ValueError("policy: chunked prefill needs a model whose encode phase emits the first token")
+    room = Room(schedule.max_rows, math.inf if cache_tokens is None else cache_tokens, page_tokens)
     outcomes = []
     for replica in range(replicas):
-        timeline = Timeline(timeline_capacity)
-        costs = WorkloadCosts(machines.decode)
-        loop = PhaseLoop(
-            schedule,
-            costs,
-            demand.share(replica, replicas),
-            conditions,
-            room,
-            first_token,
-            corrected,
-            barrier,
-            timeline,
-        )
+        share, timeline = demand.share(replica, replicas), Timeline(timeline_capacity)
+        loop: PhaseLoop | ChunkedLoop | ApartLoop
+        if schedule.policy == "chunked":
+            mixed = WorkloadMixedCosts(machines.decode, machines.mean_input)
+            loop = ChunkedLoop(schedule, mixed, share, room, timeline)
+        elif schedule.policy in APART:
+            encode, decode = WorkloadCosts(machines.encode), WorkloadCosts(machines.decode)
+            per_token_s = machines.hand_over_s / machines.mean_input
+            loop = ApartLoop(schedule, encode, decode, share, room, per_token_s, first_token, corrected, timeline)
+        else:
+            costs = WorkloadCosts(machines.decode)
+            loop = PhaseLoop(schedule, costs, share, conditions, room, first_token, corrected, barrier, timeline)
         outcomes.append(loop.run())
     return merged(tuple(outcomes))

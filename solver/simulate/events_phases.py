@@ -141,14 +141,14 @@ class PhaseLoop:
 
     def _decode_phase(self, wanted: Wish, held: int, live: Ints, tokens: Floats) -> DecodePhase:
         """What is computed: live rows, or with compaction by phase all that were there when it started."""
-        computed = live
-        if not wanted.compact:
-            self._batch = max(self._batch, int(live[0]))
+        computed, attended = live, context(live, tokens)
+        if not wanted.compact or self._conditions.compaction == "phase":
+            # Rows that end run on to the end of the phase (a batch without compaction: of the batch).
+            self._batch = int(live[0]) if wanted.compact else max(self._batch, int(live[0]))
             computed = np.full_like(live, self._batch)
-        elif self._conditions.compaction == "phase":
-            computed = np.full_like(live, int(live[0]) + self._unheard)
+            attended = attended[0] + np.arange(len(live))
         parts = min(self._parts, int(computed[0]))
-        return DecodePhase(computed, context(live, tokens), parts, held, self._reach(len(live)))
+        return DecodePhase(computed, attended, parts, held, self._reach(len(live)))
 
     def _reach(self, iterations: int) -> int:
         """Positions of the longest live row when the phase is over, as the runner counts them; 0 if nobody asks."""

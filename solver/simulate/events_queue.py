@@ -18,10 +18,12 @@ class Room:
     Attributes:
       rows: most rows at once.
       tokens: most positions at once; inf where rows are allocated whole.
+      page: positions that are given out together.
     """
 
     rows: int
     tokens: float = math.inf
+    page: int = 1
 
 
 class Queue:
