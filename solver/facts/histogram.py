@@ -70,7 +70,7 @@ def binned(given: Histogram, most: int) -> Histogram:
 
 
 def bins_of(lengths: Ints, most: int) -> Ints:
-    """The bin of each of these rising lengths; widths grow with the length, short lengths and the longest stay alone."""
+    """The bin of each of these rising lengths; widths grow with the length, short ones and the longest stay alone."""
     most = max(64, most)
     ratio, bins = 1.0, np.arange(len(lengths))
     while bins[-1] >= most:

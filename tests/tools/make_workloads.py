@@ -35,7 +35,7 @@ PAPER_TASKS = {
 }
 CLIENTS = (0, 1, 2, 9, 12, 25)
 WINDOW_S, STEP_S = 21_600, 600
-DEEPSEEK_LENGTHS = 96
+DEEPSEEK_LENGTHS = 130
 
 
 def paper(key: str) -> WorkloadFile:
@@ -44,8 +44,8 @@ def paper(key: str) -> WorkloadFile:
         SCHEMA_VERSION,
         f"paper-{key}",
         f"ExeGPT (ASPLOS 2024, arXiv 2404.07947), Table 3, task {key.upper()}, {task}; outputs: moments after"
-        " truncation, which gives the table's 99th percentile to the token; inputs: moments of the parent, since after truncation"
-        " some of them are impossible; independent of each other, as the paper draws them",
+        " truncation, which gives the table's 99th percentile to the token; inputs: moments of the parent, since after"
+        " truncation some of them are impossible; independent of each other, as the paper draws them",
         "figures from a paper published under CC-BY 4.0; Hyungjun Oh et al.",
         moments=MomentsForm(Moments(*inputs, "parent"), Moments(*outputs, "truncated")),
     )
@@ -60,7 +60,8 @@ def azure(data: Path) -> WorkloadFile:
         SCHEMA_VERSION,
         "azure-code",
         "AzureLLMInferenceTrace_code.csv, https://github.com/Azure/AzurePublicDataset commit b469a113: a code"
-        " assistant, about one hour of 2023-11-16; every request; times from the first request on, rounded to a millisecond",
+        " assistant, about one hour of 2023-11-16; every request; times from the first request on, rounded to a"
+        " millisecond",
         "CC-BY 4.0; AzureLLMInferenceDataset2023, (c) Microsoft; Patel et al., Splitwise, ISCA 2024",
         trace=_trace_form(trace, np.round(trace.arrival_s, 3)),
     )
