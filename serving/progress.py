@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
@@ -64,3 +65,25 @@ class Display:
             return lambda completed, note: None
         task = progress.add_task(name, total=total, note="")
         return lambda completed, note: progress.update(task, completed=completed, note=note)
+
+
+class SearchLine:
+    """How a search stands: on a terminal a moving line, elsewhere one line a few seconds apart."""
+
+    _EVERY_S = 5.0
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._update = display.bar("planning", None)
+        self._began_s = self._said_s = time.monotonic()
+
+    def __call__(self, nodes: int, incumbent_rps: float | None, bound_rps: float | None) -> None:
+        best = "none yet" if incumbent_rps is None else f"{incumbent_rps:.4g} req/s"
+        bound = "" if bound_rps is None else f", bound {bound_rps:.4g}"
+        gap = f", gap {bound_rps / incumbent_rps - 1:.2%}" if incumbent_rps and bound_rps is not None else ""
+        note = f"best {best}{bound}{gap}, {nodes} nodes"
+        self._update(nodes, note)
+        now_s = time.monotonic()
+        if not sys.stderr.isatty() and now_s - self._said_s >= self._EVERY_S:
+            self._said_s = now_s
+            self._display.say(f"planning, {now_s - self._began_s:.0f} s: {note}")
