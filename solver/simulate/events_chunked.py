@@ -2,7 +2,8 @@
 
 First every row that decodes gets its token, then prompts that have begun go on, then whoever waits begins, first come
 first served, while rows and pages of the cache are free. Where a row needs a page and none is free, whoever was
-admitted last is thrown out; it waits in front and is encoded again with what it had generated (vLLM's recomputation).
+admitted last is thrown out; it waits in front and is encoded again with what it had generated (vLLM's recomputation),
+except what is left of its pages.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Row:
       decode: decode iterations that follow; hidden from the policy.
       encoded: prompt tokens done.
       joined: the iteration after which it began to decode; -1 before.
+      thrown_out: it was admitted before.
     """
 
     number: int
@@ -41,6 +43,7 @@ class Row:
     decode: int
     encoded: int = 0
     joined: int = -1
+    thrown_out: bool = False
 
 
 class ChunkedLoop:
@@ -51,7 +54,7 @@ class ChunkedLoop:
         self._decode = demand.decode_iterations("encode")
         self._arrival_s = None if demand.arrival_s is None else demand.arrival_s.tolist()
         self._rows = min(room.rows, schedule.max_rows)
-        self._pages = Pages(room.tokens, room.page)
+        self._pages = Pages(room.tokens, room.page, room.reuse)
         self._clock = Clock(costs.stages, costs.return_s)
         self._parts = max(1, math.ceil(schedule.decode_batch / schedule.micro_batch))
         self._ready_s = [0.0] * self._parts
@@ -125,14 +128,15 @@ class ChunkedLoop:
         if row.joined < 0:
             self._encoding.remove(row)
             self._pages.give_back(row.prompt)
-            row.encoded = 0
+            row = Row(row.number, row.prompt, row.decode, thrown_out=True)
         else:
             generated = self._iteration - row.joined
             self._ending[row.joined + row.decode].remove(row)
             self._live -= 1
             self._tokens -= row.prompt + generated
-            self._pages.leave(row.joined, row.prompt, row.prompt + generated)
-            row = Row(row.number, row.prompt + generated + 1, row.decode - generated - 1)
+            self._pages.leave(row.joined, row.prompt)
+            self._pages.give_back(row.prompt + generated, row.number)
+            row = Row(row.number, row.prompt + generated + 1, row.decode - generated - 1, thrown_out=True)
         if not (self._admitted or self._encoding):
             raise ValueError(f"cache_tokens: too few for one request of {row.prompt} tokens; allow more")
         self._thrown_out.appendleft(row)
@@ -155,7 +159,9 @@ class ChunkedLoop:
             row = self._thrown_out[0] if self._thrown_out else self._waiting(now_s)
             if row is None:
                 return chunks, False
-            if self._live + len(self._encoding) >= self._rows or not self._pages.take(row.prompt):
+            full = self._live + len(self._encoding) >= self._rows
+            found = None if full else self._pages.take(row.prompt, row.number if row.thrown_out else None)
+            if found is None:
                 self._defer(row, bool(chunks))
                 return chunks, True
             if self._thrown_out:
@@ -163,7 +169,8 @@ class ChunkedLoop:
             else:
                 self._next += 1
                 self._start_s[row.number] = now_s
-            size = min(row.prompt, budget)
+            row.encoded = found
+            size = min(row.prompt - found, budget)
             budget -= size
             chunks.append((row, size))
             self._encoding.append(row)
@@ -191,7 +198,8 @@ class ChunkedLoop:
             self._last_s[row.number] = end_s
             self._live -= 1
             self._tokens -= row.prompt + row.decode - 1
-            self._pages.leave(row.joined, row.prompt, row.prompt + row.decode)
+            self._pages.leave(row.joined, row.prompt)
+            self._pages.give_back(row.prompt + row.decode)
         self._tokens += self._live
         for row, size in chunks:
             row.encoded += size

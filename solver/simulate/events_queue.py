@@ -19,11 +19,13 @@ class Room:
       rows: most rows at once.
       tokens: most positions at once; inf where rows are allocated whole.
       page: positions that are given out together.
+      reuse: who was thrown out finds those of its pages that nobody took meanwhile (prefix caching).
     """
 
     rows: int
     tokens: float = math.inf
     page: int = 1
+    reuse: bool = False
 
 
 class Queue:
