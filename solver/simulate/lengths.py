@@ -79,6 +79,7 @@ def lengths_of(workload: Workload, first_token: Literal["encode", "decode"]) -> 
     decode = workload.output_tokens - (1 if first_token == "encode" else 0)
     inputs = workload.input_tokens.astype(np.float64)
     alive = _tail(decode, workload.probability)
+    alive = np.minimum(alive, 1.0)  # sums of shares may end a rounding above
     alive[0] = 1.0
     input_alive = _tail(decode, workload.probability * inputs)
     return Lengths(workload, first_token, alive, input_alive, _tail(decode, workload.probability * inputs**2))
