@@ -17,6 +17,7 @@ from solver.plan.memory import DeviceMemory, cache_row_bytes, memory_table, weig
 from solver.plan.plan import make_buckets
 from solver.plan.schedule import Role, Schedule, StageSpec
 from solver.simulate.costs import Pipeline, PlacedStage
+from solver.simulate.points import Conditions
 
 
 def block_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
@@ -62,7 +63,6 @@ class MemoryModel:
     Attributes:
       spec, dtype, cache_dtype: of the model.
       cache_tokens, max_prompt_tokens: of the plan.
-      layout: "slots" allocates rows x cache_tokens; "paged" the tokens that are there.
     """
 
     spec: ModelSpec
@@ -122,8 +122,32 @@ def _device_memory(
     return memory_table(model.spec, schedule, buckets, model.dtype, model.cache_dtype)[0]
 
 
-def plain_bytes(pipeline: Pipeline, tokens: Floats) -> Floats:
-    """float64 [stages, P]: weights and so many cached tokens alone, where costs stand without a model."""
+def candidate_bytes(
+    pipeline: Pipeline,
+    conditions: Conditions,
+    model: MemoryModel | None,
+    role: Role,
+    max_rows: Ints,
+    encode_micro_batch: Ints,
+    tokens: Floats,
+    row_tokens: int,
+) -> Floats:
+    """float64 [stages, P]: bytes on each device under the conditions' layout of the cache.
+
+    Args:
+      model: None: weights and cache by the units' own figures, nothing else.
+      tokens: float64 [P]: cached tokens at their peak, for the paged layout.
+      row_tokens: positions of a row, where neither model nor conditions say.
+    """
+    paged = conditions.cache_layout == "paged"
+    if model is not None:
+        return model.stages_bytes(pipeline, role, max_rows, encode_micro_batch, tokens if paged else None)
+    held = tokens if paged else max_rows.astype(np.float64) * (conditions.cache_tokens or row_tokens)
+    return _plain_bytes(pipeline, held * (role != "encode"))
+
+
+def _plain_bytes(pipeline: Pipeline, tokens: Floats) -> Floats:
+    """float64 [stages, P]: weights and so many cached tokens alone."""
     found = []
     for stage in pipeline.stages:
         unit = stage.unit

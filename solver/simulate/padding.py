@@ -116,6 +116,17 @@ def reach_shares(padding: Padding, lengths: Lengths, iterations: int) -> Floats:
     return np.array(shares)
 
 
+def reach_of_batch(padding: Padding, lengths: Lengths, generated: Ints, batch: Floats) -> Floats:
+    """float64 [rungs, u, P]: share of batches whose longest prompt plus `generated` [u] tokens needs each rung."""
+    order = np.argsort(lengths.workload.input_tokens, kind="stable")
+    prompts = lengths.workload.input_tokens[order]
+    below = np.concatenate([[0.0], np.cumsum(lengths.workload.probability[order])])
+    rungs = np.array(padding.cache_rungs)
+    within = below[np.searchsorted(prompts, rungs[:, None] - generated[None, :], side="right")]
+    within[-1] = 1.0
+    return np.diff(np.minimum(within, 1.0)[:, :, None] ** batch, axis=0, prepend=0.0)
+
+
 def decode_mixture(
     padding: Padding, lengths: Lengths, iterations: int, rows: Floats, deviation: Floats, max_rows: Ints
 ) -> list[tuple[Floats, Floats, int]]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from solver.facts.workload import Floats, Ints
 
 
@@ -65,3 +68,12 @@ class Points:
     decode_batch: Floats
     max_rows: Ints
     memory_bytes: Floats
+
+
+def refuse(points: Points, refused: NDArray[np.bool_]) -> Points:
+    """The points with throughput 0 and infinite times and memory where `refused`, a bool [P], says so."""
+    if not refused.any():
+        return points
+    times = ("latency_s", "ttft_s", "tpot_s", "period_s", "encode_s", "decode_phase_s", "memory_bytes")
+    changed = {name: np.where(refused, np.inf, getattr(points, name)) for name in times}
+    return dataclasses.replace(points, throughput_rps=np.where(refused, 0.0, points.throughput_rps), **changed)

@@ -28,7 +28,7 @@ def occupancy(lengths: Lengths, iterations: int, late: bool) -> Floats:
     return np.concatenate([born[:1], born]) if late else born
 
 
-def resident_quantile(encode_batch: Ints, held: Floats, overflow: float) -> Ints:
+def resident_quantile(encode_batch: Ints | Floats, held: Floats, overflow: float) -> Ints:
     """int64 [P]: the fewest rows that residents exceed in at most `overflow` of periods.
 
     Residents are a sum of binomials, B_E trials for each age. Their quantile is taken from the normal distribution
@@ -41,8 +41,8 @@ def resident_quantile(encode_batch: Ints, held: Floats, overflow: float) -> Ints
     deviation = np.sqrt(batch * variance)
     skewness = third / np.sqrt(batch) / variance**1.5 if variance > 0 else np.zeros_like(batch)
     quantile = np.ceil(batch * mean + deviation * (z + (z * z - 1) * skewness / 6) - 0.5 - 1e-9)
-    fewest = np.maximum(np.ceil(batch * mean - 1e-9), batch)
-    most = np.maximum(batch * (held > 0).sum(), fewest)
+    fewest = np.maximum(np.ceil(batch * mean - 1e-9), np.ceil(batch))
+    most = np.maximum(np.ceil(batch) * (held > 0).sum(), fewest)
     return np.clip(quantile, fewest, most).astype(np.int64)
 
 

@@ -14,17 +14,12 @@ from numpy.typing import NDArray
 from solver.facts.workload import Floats, Ints
 from solver.simulate.costs import Pipeline
 from solver.simulate.iteration import encode_phase_s, iterations_s
+from solver.simulate.latency import percentiles
 from solver.simulate.lengths import Lengths, Residents, residents
-from solver.simulate.memory import MemoryModel, plain_bytes
-from solver.simulate.padding import Padding, decode_mixture
-from solver.simulate.points import Conditions, Points
-from solver.simulate.quantiles import (
-    normal_quantile,
-    occupancy,
-    quantile_with_wait,
-    resident_quantile,
-    weighted_quantile,
-)
+from solver.simulate.memory import MemoryModel, candidate_bytes
+from solver.simulate.padding import Padding, decode_mixture, encode_call_rows
+from solver.simulate.points import Conditions, Points, refuse
+from solver.simulate.quantiles import normal_quantile, occupancy, resident_quantile
 
 
 def evaluate_rra(
@@ -89,17 +84,13 @@ def evaluate_rra(
             for column, found in zip(rows, _predict(steady, times, batch[group], rate_rps, with_tpot), strict=True):
                 column[group] = found
     throughput, latency, ttft, tpot, period, encode, decode = rows
-    if memory is not None:
-        parts = -(-batch // encode_parts)
-        paged = tokens if conditions.cache_layout == "paged" else None
-        bytes_of = memory.stages_bytes(pipeline, "both", max_rows, parts, paged)
-    else:
-        bytes_of = plain_bytes(pipeline, _cached_tokens(conditions, lengths, max_rows, tokens))
-    off = period == 0
-    for column in (latency, ttft, tpot, period, encode, decode):
-        column[off] = np.inf
-    bytes_of[:, off] = np.inf
-    return Points(
+    call_rows = -(-batch // encode_parts)
+    if padding is not None:
+        call_rows = np.minimum(call_rows, encode_call_rows(pipeline.most_rows, padding.max_prompt_tokens))
+    bytes_of = candidate_bytes(
+        pipeline, conditions, memory, "both", max_rows, call_rows, tokens, lengths.workload.most_tokens
+    )
+    points = Points(
         encode_batch=batch,
         decode_iterations=iterations,
         throughput_rps=throughput,
@@ -113,6 +104,7 @@ def evaluate_rra(
         max_rows=max_rows,
         memory_bytes=bytes_of,
     )
+    return refuse(points, period == 0)
 
 
 class _Steady:
@@ -124,19 +116,29 @@ class _Steady:
         self.held = occupancy(lengths, iterations, conditions.delivery == "phase+1")
 
     def token_quantile(self, batch: Ints) -> Floats:
-        """float64 [P]: cached tokens at their peak, the (1 - overflow) quantile by the normal distribution.
+        """float64 [P]: cached tokens to allocate.
 
         With compaction by phase a row is counted with the whole phase's iterations, since it runs on to their end.
         """
         mean, variance = self.residents.tokens, self.residents.tokens_variance
         if self.conditions.compaction == "phase":
             mean, variance = phase_tokens(self.lengths, self.iterations)
-        z = normal_quantile(1 - self.conditions.overflow)
-        scale = batch.astype(np.float64)
-        # The peak of B m_u + z sqrt(B v_u) is at one of few u: those that no other exceeds in mean and deviation.
-        best = _undominated(mean, np.sqrt(np.maximum(variance, 0.0)))
-        peaks = scale[None, :] * mean[best, None] + z * np.sqrt(scale)[None, :] * np.sqrt(variance[best, None])
-        return peaks.max(axis=0)
+        return token_quantile(mean, variance, batch, self.conditions.overflow)
+
+
+def token_quantile(mean: Floats, variance: Floats, batch: Ints | Floats, overflow: float) -> Floats:
+    """float64 [P]: the largest over u of the (1 - overflow) quantile of cached tokens, by the normal distribution.
+
+    Args:
+      mean, variance: float64 [U]: of tokens per admitted request at each iteration u.
+      batch: [P]: requests admitted a period.
+    """
+    scale = batch.astype(np.float64)
+    deviation = np.sqrt(np.maximum(variance, 0.0))
+    # The peak lies at one of the few u that no other exceeds in mean and deviation.
+    best = _undominated(mean, deviation)
+    z = normal_quantile(1 - overflow)
+    return (scale[None, :] * mean[best, None] + z * np.sqrt(scale)[None, :] * deviation[best, None]).max(axis=0)
 
 
 def phase_tokens(lengths: Lengths, iterations: int) -> tuple[Floats, Floats]:
@@ -201,26 +203,18 @@ def _predict(
     steady: _Steady, times: _Times, batch: Ints, rate_rps: float | None, with_tpot: bool
 ) -> tuple[Floats, ...]:
     """Throughput, latency, TTFT, TPOT, period, encode phase, decode phase."""
-    conditions, lengths = steady.conditions, steady.lengths
     decode_phase = times.decode_s[-1] + times.drain_s[-1]
     period = times.encode_s + decode_phase
     throughput = batch / period
-    percentile = conditions.latency_percentile
-    first = _first_token_s(steady, times, period)
-    if conditions.clock == "encode":
-        latency = _latency_s(steady, times, period, np.array([lengths.decode_percentile(percentile)]))[0]
-        ttft = first
-    else:
-        steps = np.arange(lengths.most_decode + 1)
-        mass = -np.diff(lengths.alive, append=0.0)
-        waits = np.where((rate_rps or np.inf) < throughput, period, np.inf)
-        finite = np.isfinite(waits)
-        latency, ttft = np.full_like(period, np.inf), np.full_like(period, np.inf)
-        if finite.any():
-            served = _latency_s(steady, times, period, steps[mass > 0])[:, finite]
-            latency[finite] = quantile_with_wait(served, mass[mass > 0], period[finite], percentile / 100)
-            ttft[finite] = first[finite] + conditions.ttft_percentile / 100 * period[finite]
-    tpot = _tpot_s(steady, times, period, first) if with_tpot else np.full_like(period, np.nan)
+
+    def service(steps: Ints) -> Floats:
+        return _latency_s(steady, times, period, steps)
+
+    # The encode phase delivers what it emits, under every delivery.
+    first = times.encode_s if steady.lengths.first_token == "encode" else service(np.array([1]))[0]
+    latency, ttft, tpot = percentiles(
+        steady.lengths, steady.conditions, service, first, period, throughput, rate_rps, with_tpot
+    )
     return throughput, latency, ttft, tpot, period, times.encode_s, decode_phase
 
 
@@ -236,32 +230,6 @@ def _latency_s(steady: _Steady, times: _Times, period: Floats, steps: Ints) -> F
     return np.where(steps[:, None] == 0, times.encode_s, through)
 
 
-def _first_token_s(steady: _Steady, times: _Times, period: Floats) -> Floats:
-    """Service time to the first token: the encode phase where that emits it, under every delivery."""
-    if steady.lengths.first_token == "encode":
-        return times.encode_s
-    return _latency_s(steady, times, period, np.array([1]))[0]
-
-
-def _tpot_s(steady: _Steady, times: _Times, period: Floats, first: Floats) -> Floats:
-    """The quantile, over requests of at least two tokens, of (last - first) / (tokens - 1); 0 where there are none."""
-    lengths = steady.lengths
-    tokens_behind = np.arange(lengths.most_decode + 1) - (0 if lengths.first_token == "encode" else 1)
-    mass = -np.diff(lengths.alive, append=0.0)
-    counted = np.flatnonzero((tokens_behind >= 1) & (mass > 0))
-    if not counted.size:
-        return np.zeros_like(period)
-    spans = _latency_s(steady, times, period, counted) - first
-    share = steady.conditions.tpot_percentile / 100
-    return weighted_quantile(spans / tokens_behind[counted][:, None], mass[counted], share)
-
-
 def _tabulated(pipeline: Pipeline, encoded: Floats, decoded: Floats) -> NDArray[np.bool_]:
     """Whether these rows of micro-batches, [P] each, lie within those that costs were tabulated for."""
     return (encoded <= pipeline.most_rows) & (decoded <= pipeline.most_rows)
-
-
-def _cached_tokens(conditions: Conditions, lengths: Lengths, max_rows: Ints, tokens: Floats) -> Floats:
-    if conditions.cache_layout == "paged":
-        return tokens
-    return max_rows.astype(np.float64) * (conditions.cache_tokens or lengths.workload.most_tokens)
