@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,18 +84,23 @@ def load_workload(given: str) -> Workload:
     Raises:
       ValueError: one line that names file, field and value.
     """
+    return workload_of(load_file(given))
+
+
+def load_file(given: str) -> WorkloadFile:
+    """The same before the joint distribution is made, with its terms."""
     if given == STANDARD:
-        return workload_of(parse(sys.stdin.read(), "standard input"))
-    return read_workload(presets.find("workloads", given))
+        return parse(sys.stdin.read(), "standard input")
+    return read_file(presets.find("workloads", given))
 
 
-def read_workload(path: Path) -> Workload:
+def read_file(path: Path) -> WorkloadFile:
     """Raises ValueError with one line that names file, field and value; OSError where there is no such file."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is no UTF-8 text; make a workload file with exegpt fit") from None
-    return workload_of(parse(text, str(path)))
+    return parse(text, str(path))
 
 
 def parse(text: str, what: str) -> WorkloadFile:
@@ -222,18 +226,3 @@ def _text(value: object, indent: str) -> str:
 def _short(number: float) -> float:
     """Whole counts without a point."""
     return int(number) if isinstance(number, float) and number.is_integer() and math.fabs(number) < 2**53 else number
-
-
-def write_workload(given: WorkloadFile, target: str) -> None:
-    """Writes the file whole or not at all; `-` is standard output."""
-    text = to_text(given)
-    if target == STANDARD:
-        sys.stdout.write(text)
-        return
-    path = Path(target)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -120,8 +120,8 @@ def clusters(data: Path) -> list[Cluster]:
     paper_a100 = f"{paper}; {a100} (the paper's 1.6 Tb/s per host)"
     ada = f"device: NVIDIA Ada whitepaper; link inside the host: PCIe 4 x16 measured on an L40S pair, {AICONFIGURATOR}"
     tpu = (
-        f"{TPU_DOCS}: a 2x4 slice; one of four ports, one way, is an eighth of the chip's {{}} GB/s; network {{}} x {{}}"
-        " Gb/s per host; latencies are estimates"
+        f"{TPU_DOCS}: a 2x4 slice; one of four ports, one way, is an eighth of the chip's {{}} GB/s; network {{}} x"
+        f" {{}} Gb/s per host; latencies are estimates"
     )
     return [
         make("paper-a40-48", a40, "a40-48g", 6, 8, pcie, infiniband_100),

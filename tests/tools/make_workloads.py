@@ -193,7 +193,7 @@ def main() -> None:
     files = [*map(paper, PAPER_TASKS), azure(flags.data), sharegpt(flags.data), arxiv(flags.data), deepseek(flags.data)]
     flags.output.mkdir(exist_ok=True)
     for made in files:
-        workload_file.write_workload(made, str(flags.output / f"{made.name}.json"))
+        (flags.output / f"{made.name}.json").write_text(workload_file.to_text(made), encoding="utf-8")
         print(markdown(workload_file.workload_of(made)))
 
 
