@@ -3,10 +3,11 @@
     python -m tests.benchmarks.vllm_replay --output=tests/benchmarks/results/vllm_replay
 
 Trace, settings and operator times are LLMServingSim's (see ../shared/data/llmservingsim); nothing is fitted to the
-run. What the simulation takes from the run's own settings: 2,587 pages of 16 tokens (2,588 less vLLM's null block), 256
-rows, 2,048 tokens an iteration, the sizes that CUDA graphs were captured for, prefix caching. Two more columns show what
-the last two are worth. Not modelled: the first iteration's warm-up (0.5 s in the run), the host's work between iterations
-(vLLM schedules ahead of the device), operators that torch.compile fuses, though the tables were measured without.
+run. What the simulation takes from the run's own settings: 2,587 pages of 16 tokens (2,588 less vLLM's null block),
+256 rows, 2,048 tokens an iteration, the sizes that CUDA graphs were captured for, prefix caching. Two more columns
+show what the last two are worth. Not modelled: the first iteration's warm-up (0.5 s in the run), the host's work
+between iterations (vLLM schedules ahead of the device), operators that torch.compile fuses, though the tables were
+measured without.
 """
 
 from __future__ import annotations
