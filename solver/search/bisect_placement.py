@@ -4,10 +4,10 @@ The pipeline is walked in the order in which it will stand on the devices: the n
 while it has room, or, where the stage before it hands over by a farther link, into a new island of the host or a new
 host of any pool. So hosts and hand-overs are not counted by formulas, as the CP-SAT model does, but happen.
 
-A partial pipeline is a label: bottleneck and path under every load. Of the labels at one state (layers, stages, devices
-and islands used) those that another equals or beats everywhere are dropped, and those that cannot beat the best pipeline
-known, whatever follows. That first pipeline comes from bisection: patterns sorted by the objective that they alone
-enforce, the shortest prefix that still reaches the last layer, and the least total within it.
+A partial pipeline is a label: bottleneck and path under every load. Of the labels at one state (layers, stages,
+devices and islands used) those that another equals or beats everywhere are dropped, and those that cannot beat the best
+pipeline known, whatever follows. The first such pipeline comes from bisection: patterns sorted by the objective that
+they alone enforce, the shortest prefix that still reaches the last layer, and the least total within it.
 """
 
 from __future__ import annotations

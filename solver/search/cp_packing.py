@@ -156,9 +156,9 @@ def _weighted(terms: Collection[tuple[int, cp_model.IntVar]]) -> cp_model.Linear
 
 def _first_beside(
     problem: PlacementProblem, model: cp_model.CpModel, groups: Groups, role: Role, pool: int, degrees: list[int]
-) -> dict[tuple[int, int, Level | None], cp_model.IntVar]:
+) -> dict[tuple[int, int, str | None], cp_model.IntVar]:
     """(degree of a first stage that stays in its island, degree and link of its block's anchor) -> whether so."""
-    found: dict[tuple[int, int, Level | None], cp_model.IntVar] = {}
+    found: dict[tuple[int, int, str | None], cp_model.IntVar] = {}
     leaving = groups.total(role, links=("host", "pod"))
     for first in degrees:
         here = []

@@ -20,23 +20,32 @@ from solver.search.placement_problem import Form, Pattern, Placement, PlacementP
 SEED = 0
 
 
-def best_placement(problem: PlacementProblem, time_limit_s: float, hint: Mapping[int, int] | None = None) -> Placement:
+def best_placement(
+    problem: PlacementProblem,
+    time_limit_s: float,
+    hint: Mapping[int, int] | None = None,
+    beat_ns: int | None = None,
+) -> Placement:
     """The placement with the least objective, or proof that there is none.
 
     Args:
       problem: see there.
       time_limit_s: wall time; beyond it the best so far is returned with its bound.
       hint: counts of a placement to start from; where it keeps the limits, patterns that cannot beat it are left out.
+      beat_ns: only placements of at most this value are sought; where there is none, the bound is one above.
     """
     started = time.perf_counter()
-    upper = value_ns(problem, hint) if hint and not broken_limits(problem, hint) else None
+    known = value_ns(problem, hint) if hint and not broken_limits(problem, hint) else None
+    upper = min((each for each in (known, beat_ns) if each is not None), default=None)
     model = _Model(problem, useful_patterns(problem, upper), upper)
     if hint:
         model.start_from(hint)
     counts, bound, proven = model.solve(max(0.001, time_limit_s - (time.perf_counter() - started)))
-    if not counts and hint and upper is not None:
+    if not counts and hint and known is not None and known == upper:
         counts = dict(hint)  # the time was over before the hint was taken up
     value = value_ns(problem, counts) if counts else None
+    if value is None and proven and beat_ns is not None:
+        bound = beat_ns + 1
     if value is not None and bound is not None:
         bound = min(bound, value)
         proven = bound == value

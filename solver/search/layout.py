@@ -1,8 +1,8 @@
 """From a placement to devices: which stage stands where, in which order, and over which links it then hands over.
 
 Stages of one island form a block that ends in its anchor, the stage charged with a farther link (or the last stage).
-Inner stages are dealt to the blocks by falling degree; blocks of one host follow one another; first and last stage stand
-at the ends. Whatever the placement was charged, the pipeline that results carries the links that its devices have.
+Inner stages are dealt to the blocks by falling degree; blocks of one host follow one another; first and last stage
+stand at the ends. Whatever the placement was charged, the resulting pipeline carries the links that its devices have.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _host_blocks(pools: Sequence[Pool], chosen: list[Pattern]) -> list[list[_Blo
     middle = [p for p in chosen if p.position == "middle"]
     anchors = sorted((p for p in middle if p.link != "island"), key=lambda p: (p.tensor, p.link or "", p.layers))
     inner = sorted((p for p in middle if p.link == "island"), key=lambda p: (-p.tensor, p.layers))
-    found: list[list[_Block]] = []
+    found: list[list[list[_Block]]] = []
     for beside in _openings(pools, first, anchors, last):
         blocks = [_Block(p.pool, [p], pools[p.pool].island_size - p.tensor) for p in [*anchors, last]]
         if beside is None:
@@ -208,7 +208,8 @@ def _by_host(pools: Sequence[Pool], blocks: list[_Block]) -> tuple[list[list[_Bl
         else:
             parted = True
             hosts.insert(0, [block])
-    hosts = [sorted(host, key=lambda b, end=host[-1]: (b is end) - (b is opening)) for host in hosts]
+    # A host's first block is the opening one, its last the one by which it is left.
+    hosts = [[*(b for b in h[:-1] if b is opening), *(b for b in h[:-1] if b is not opening), h[-1]] for h in hosts]
     hosts.sort(key=lambda h: any(b is final for b in h) - any(b is opening for b in h))
     return hosts, parted
 
@@ -232,11 +233,11 @@ def _assign(
         stages: list[Pattern] = []
         groups: list[list[int]] = []
         for i, blocks in enumerate(each):
-            for block, ids in zip(blocks, taken[role, i], strict=True):
-                left = list(ids)
+            for block, devices in zip(blocks, taken[role, i], strict=True):
                 for pattern in block.stages:
                     stages.append(pattern)
-                    groups.append([left.pop(0) for _ in range(pattern.tensor)])
+                    groups.append(devices[: pattern.tensor])
+                    devices = devices[pattern.tensor :]
         places.append((stages, groups))
     return places
 

@@ -1,8 +1,8 @@
 """From costs to patterns: every way in which a stage may look at one point of (B_E, N_D, micro-batches).
 
 Times are whole nanoseconds rounded down, so that a bound proven on them is a bound on the real times; the pipeline that
-`solver.search.layout` makes of a placement is evaluated exactly. Patterns that exceed a device's memory are dropped, and
-those that a narrower one replaces without any loss.
+`solver.search.layout` makes of a placement is evaluated exactly. Patterns that exceed a device's memory are dropped,
+and those that a narrower one replaces without any loss.
 
 A hand-over is charged by its own level: a pattern occurs once per level that its pool knows (inside the island; to
 another island of the host; to another host). How many of each there must be is the placement's affair.
@@ -77,9 +77,10 @@ class LoadTimes:
     embed_s: float
     head_s: float
     hand_over_s: Mapping[Level, float]
+    fixed_s: float = 0.0
 
     def stage_s(self, layers: int, position: Position, link: Level | None) -> float:
-        total = layers * self.layer_s
+        total = self.fixed_s + layers * self.layer_s
         if position in ("first", "both"):
             total += self.embed_s
         if position in ("last", "both"):
@@ -90,7 +91,7 @@ class LoadTimes:
 def load_times(unit: UnitCosts, load: Load) -> LoadTimes:
     """Linear between whole rows and between knots of the context, as `Pipeline` does it."""
     if load.phase == "call":
-        return LoadTimes(0.0, unit.phase_s, unit.phase_s, dict.fromkeys(LEVELS, unit.phase_s))
+        return LoadTimes(0.0, 0.0, 0.0, dict.fromkeys(LEVELS, 0.0), fixed_s=unit.phase_s)
     below, part = _split_rows(load.rows, unit.most_rows)
 
     def at(column: Floats) -> float:

@@ -1,9 +1,9 @@
 """Where to put the layers, as a whole-number problem: patterns, sums over them, what is minimised and limited.
 
 A pattern is a way in which one stage may look: pool, tensor degree, number of layers, place in the pipeline, level of
-the link it hands over by, and its times under each load. A placement is how often each pattern occurs. Under one load it
-has a bottleneck M (slowest stage) and a path S (all stages, and the way back), and every quantity of interest is linear
-in three figures of each load: the pace max(m M, S), the drained pass (m - 1) M + S, and M.
+the link it hands over by, and its times under each load. A placement is how often each pattern occurs. Under one load
+it has a bottleneck M (slowest stage) and a path S (all stages, and the way back), and every quantity of interest is
+linear in three figures of each load: the pace max(m M, S), the drained pass (m - 1) M + S, and M.
 
 Both solvers read this file and nothing of each other.
 """

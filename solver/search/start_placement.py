@@ -1,0 +1,149 @@
+"""A good placement at once: equal degrees within each pool, the slowest stage as quick as bisection makes it.
+
+It is where CP-SAT starts from. A value to beat leaves out most patterns before the search begins, which is worth more
+than the search itself; how good it is decides nothing but time.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+
+from solver.facts.cluster import Level
+from solver.plan.schedule import Role
+from solver.search.placement_problem import PlacementProblem, Position, broken_limits, value_ns
+
+# Numbers of stages that are tried per pool and degree, and pipelines that are tried in all.
+_COUNTS = {1: 48, 2: 7}
+_MOST_TRIED = 2000
+
+_Slot = tuple[int, int, Position, Level | None]
+_Choice = tuple[int, int, int]
+
+
+def start_placement(problem: PlacementProblem) -> dict[int, int] | None:
+    """Counts of the best placement tried that keeps the limits; None where none did, though there may be one.
+
+    Placements of two pipelines on devices apart are not tried.
+    """
+    if len(problem.roles) != 1:
+        return None
+    tables = _tables(problem, problem.roles[0])
+    best: tuple[int, dict[int, int]] | None = None
+    for choice in itertools.islice(_choices(problem, tables), _MOST_TRIED):
+        counts = _spread(problem, tables, collections.Counter(_slots(problem, choice)))
+        if counts is None or broken_limits(problem, counts):
+            continue
+        value = value_ns(problem, counts)
+        if best is None or value < best[0]:
+            best = value, counts
+    return best[1] if best else None
+
+
+class _Table:
+    """Patterns of one slot by rising layers, each with one figure for how slow it is."""
+
+    def __init__(self) -> None:
+        self.layers: list[int] = []
+        self.cost: list[int] = []
+        self.index: list[int] = []
+
+
+def _tables(problem: PlacementProblem, role: Role) -> dict[_Slot, _Table]:
+    """Per slot. A pattern's figure is what the objective gains per nanosecond of bottleneck, summed over the loads."""
+    form = problem.objective[0]
+    factors = [form.pace[i] * m + form.drained[i] * m + form.bottleneck[i] for i, m in enumerate(problem.micro_batches)]
+    tables: dict[_Slot, _Table] = collections.defaultdict(_Table)
+    for index in sorted(range(len(problem.patterns)), key=lambda i: problem.patterns[i].layers):
+        p = problem.patterns[index]
+        if p.role == role:
+            table = tables[p.pool, p.tensor, p.position, p.link]
+            table.layers.append(p.layers)
+            table.cost.append(sum(f * t for f, t in zip(factors, p.times_ns, strict=True)))
+            table.index.append(index)
+    return tables
+
+
+def _choices(problem: PlacementProblem, tables: dict[_Slot, _Table]) -> Iterator[tuple[_Choice, ...]]:
+    """(pool, degree, stages) of every pool in use."""
+    options: list[list[_Choice | None]] = []
+    for pool, shape in enumerate(problem.pools):
+        here: list[_Choice | None] = [None]
+        for tensor in sorted({slot[1] for slot in tables if slot[0] == pool}):
+            most = min(shape.islands * (shape.island_size // tensor), problem.most_stages, problem.layers)
+            numbers = _COUNTS.get(len(problem.pools), 4)
+            # The largest numbers matter most: they use the pool to the full.
+            tried = {max(1, round(most * (1 - (i / numbers) ** 1.5))) for i in range(numbers)} | {1}
+            here += [(pool, tensor, count) for count in sorted(tried, reverse=True)]
+        options.append(here)
+    for chosen in itertools.product(*options):
+        used = tuple(choice for choice in chosen if choice is not None)
+        if used and sum(count for _, _, count in used) <= min(problem.most_stages, problem.layers):
+            yield used
+
+
+def _slots(problem: PlacementProblem, choice: Sequence[_Choice]) -> Iterator[_Slot]:
+    """Stages in the order of the devices: island after island, host after host, pool after pool."""
+    total, done = sum(count for _, _, count in choice), 0
+    for pool, tensor, count in choice:
+        shape = problem.pools[pool]
+        per_island = shape.island_size // tensor
+        for i in range(count):
+            done += 1
+            link: Level | None = "island"
+            if (i + 1) % per_island == 0:
+                link = "host" if (i + 1) // per_island % shape.host_islands else "pod"
+            if i == count - 1:
+                link = "pod" if done < total else None
+            position: Position = "middle"
+            if total == 1:
+                position = "both"
+            elif done == total:
+                position = "last"
+            elif done == 1:
+                position = "first"
+            yield pool, tensor, position, link
+
+
+def _spread(
+    problem: PlacementProblem, tables: dict[_Slot, _Table], slots: collections.Counter[_Slot]
+) -> dict[int, int] | None:
+    """Layers to stages so that the slowest is as quick as can be; None where memory does not hold them all."""
+    if any(slot not in tables for slot in slots):
+        return None
+    chosen = [(tables[slot], count) for slot, count in slots.items()]
+
+    def held(cost: int) -> list[int]:
+        """Index of the largest pattern of every slot within the cost; -1: none."""
+        return [bisect.bisect_right(table.cost, cost) - 1 for table, _ in chosen]
+
+    def reaches(cost: int) -> bool:
+        places = held(cost)
+        if min(places) < 0:
+            return False
+        return sum(t.layers[i] * n for (t, n), i in zip(chosen, places, strict=True)) >= problem.layers
+
+    costs = sorted({cost for table, _ in chosen for cost in table.cost})
+    found = bisect.bisect_left(costs, True, key=reaches)
+    if found == len(costs):
+        return None
+    stages = [table for table, count in chosen for _ in range(count)]
+    places = [i for (_, count), i in zip(chosen, held(costs[found]), strict=True) for _ in range(count)]
+    return _trim(problem, stages, places)
+
+
+def _trim(problem: PlacementProblem, stages: list[_Table], places: list[int]) -> dict[int, int] | None:
+    """Takes what is too many off the slowest stages."""
+    left = sum(table.layers[i] for table, i in zip(stages, places, strict=True)) - problem.layers
+    while left > 0:
+        wide = [s for s, i in enumerate(places) if i > 0]
+        if not wide:
+            return None
+        slowest = max(wide, key=lambda s: stages[s].cost[places[s]])
+        places[slowest] -= 1
+        left -= stages[slowest].layers[places[slowest] + 1] - stages[slowest].layers[places[slowest]]
+    if left < 0:
+        return None
+    return dict(collections.Counter(table.index[i] for table, i in zip(stages, places, strict=True)))
