@@ -35,6 +35,7 @@ import jax  # noqa: E402
 import model88m  # noqa: E402
 import numpy as np  # noqa: E402
 from duel import CONTROL_TOLERANCE, control_s  # noqa: E402
+from engine_costs import EngineCosts  # noqa: E402
 
 from exegpt_jax.engine.api import Sampling  # noqa: E402
 from exegpt_jax.engine.compiling import forbid_compilations, keep_on_disk  # noqa: E402
@@ -55,7 +56,11 @@ from solver.facts.profile_file import write_profile  # noqa: E402
 from solver.facts.workload import Workload, merge  # noqa: E402
 from solver.plan.plan import Plan, make_plan  # noqa: E402
 from solver.plan.schedule import Schedule, StageSpec  # noqa: E402
+from solver.plan.timeline import Timeline  # noqa: E402
 from solver.simulate.costs import Pipeline, PlacedStage  # noqa: E402
+from solver.simulate.events_arrivals import Demand  # noqa: E402
+from solver.simulate.events_phases import PhaseLoop  # noqa: E402
+from solver.simulate.events_queue import Room  # noqa: E402
 from solver.simulate.lengths import Lengths, lengths_of  # noqa: E402
 from solver.simulate.padding import Padding  # noqa: E402
 from solver.simulate.points import Conditions  # noqa: E402
@@ -164,15 +169,23 @@ def setting_of(task: Task, profile: Profile) -> Setting:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chosen:
-    """A schedule for one bound, and what the closed form says of it."""
+    """A schedule for one bound, and what the closed form says of it.
+
+    Attributes:
+      bound_s: of latency.
+      schedule: its decode batch is the expected one, rounded.
+      fixed: with B_E as it stands.
+      closed: with the mean batch that holds the rounded decode batch, as the runner's correction does.
+    """
 
     bound_s: float
     schedule: Schedule
+    fixed: Figures
     closed: Figures
 
 
 def choose(setting: Setting) -> list[Chosen]:
-    """The best of all (B_E, N_D) under a tight bound (a fifth above the least latency), a middle one and none."""
+    """The best of all (B_E, N_D) under a tight bound (a half above the least latency), a middle one and none."""
     rows, longest = setting.task.max_rows, setting.lengths.most_decode
     batches, iterations = (column.ravel() for column in np.meshgrid(np.arange(1, rows + 1), np.arange(1, longest + 1)))
     points = evaluate_rra(
@@ -180,26 +193,43 @@ def choose(setting: Setting) -> list[Chosen]:
     )
     fits = (points.max_rows <= rows) & (points.throughput_rps > 0)
     least_s = float(points.latency_s[fits].min())
-    free = int(np.flatnonzero(fits)[np.argmax(points.throughput_rps[fits])])
-    free_s = float(points.latency_s[free])
+    free_s = float(points.latency_s[fits][np.argmax(points.throughput_rps[fits])])
     found = []
-    for bound_s in (1.2 * least_s, math.sqrt(1.2 * least_s * free_s), math.inf):
+    for bound_s in (1.5 * least_s, math.sqrt(1.5 * least_s * free_s), math.inf):
         kept = np.flatnonzero(fits & (points.latency_s <= bound_s))
         best = int(kept[np.argmax(points.throughput_rps[kept])])
         max_rows, batch = int(points.max_rows[best]), int(points.encode_batch[best])
+        expected = float(points.decode_batch[best])
         schedule = Schedule(
             policy="rra",
             encode_batch=batch,
             decode_iterations=int(points.decode_iterations[best]),
-            decode_batch=min(max_rows, math.ceil(float(points.decode_batch[best]) - 1e-9)),
+            decode_batch=min(max_rows, max(1, round(expected))),
             max_rows=max_rows,
             stages=(StageSpec("both", (0, setting.pipeline.stages[0].layers), (0,), 1),),
             micro_batch=max_rows,
             encode_micro_batch=batch,
         )
-        closed = Figures(float(points.throughput_rps[best]), float(points.latency_s[best]))
-        found.append(Chosen(bound_s, schedule, closed))
+        fixed = Figures(float(points.throughput_rps[best]), float(points.latency_s[best]))
+        corrected = closed_form(setting, schedule, batch * schedule.decode_batch / expected)
+        found.append(Chosen(bound_s, schedule, fixed, corrected))
     return found
+
+
+def closed_form(setting: Setting, schedule: Schedule, batch: float) -> Figures:
+    """At a mean batch that is no whole number: periods and latencies lie between those of its neighbours."""
+    around = np.array([max(1, math.floor(batch)), max(1, math.floor(batch)) + 1])
+    points = evaluate_rra(
+        setting.pipeline,
+        setting.lengths,
+        setting.conditions,
+        around,
+        schedule.decode_iterations,
+        padding=setting.padding,
+    )
+    share = min(1.0, max(0.0, batch - around[0]))
+    period_s, latency_s = (float(c[0] + (c[1] - c[0]) * share) for c in (points.period_s, points.latency_s))
+    return Figures(batch / period_s, latency_s)
 
 
 def plan_of(setting: Setting, schedule: Schedule) -> Plan:
@@ -309,6 +339,16 @@ def _quiet_run(
     return figures, False
 
 
+def events_figures(setting: Setting, plan: Plan, inputs: np.ndarray, outputs: np.ndarray) -> Figures:
+    """The event simulation of the same run: these requests in order, the runner's correction, the plan's buckets."""
+    spec = read_model_spec(setting.task.directory())
+    costs = EngineCosts(setting.profile, spec, plan, int(outputs.max()) - 1)
+    demand, room = Demand(inputs, outputs), Room(plan.schedule.max_rows)
+    loop = PhaseLoop(plan.schedule, costs, demand, setting.conditions, room, spec.first_token, True, True, Timeline(1))
+    outcome = loop.run()
+    return Figures(outcome.throughput_rps, outcome.latency_s(setting.conditions))
+
+
 def _control_s() -> float:
     return statistics.median(control_s() for _ in range(3))
 
@@ -329,6 +369,7 @@ def _report(chosen: Chosen, measured: list[Figures], simulated: list[Figures], n
         "max_rows": chosen.schedule.max_rows,
         "measured": dataclasses.asdict(median(measured)),
         "closed_form": dataclasses.asdict(chosen.closed),
+        "closed_form_fixed_batch": dataclasses.asdict(chosen.fixed),
         "events": dataclasses.asdict(median(simulated)),
         "closed_form_error": dataclasses.asdict(median([chosen.closed.error(one) for one in measured])),
         "events_error": dataclasses.asdict(
