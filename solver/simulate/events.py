@@ -55,6 +55,7 @@ def simulate(
     first_token: str = "encode",
     corrected: bool = True,
     barrier: bool = True,
+    fused: bool = True,
     replicas: int = 1,
     cache_tokens: int | None = None,
     page_tokens: int = 1,
@@ -73,6 +74,7 @@ def simulate(
       first_token: who emits it: "encode" (S - 1 decode iterations) or "decode" (S).
       corrected: rra and waa: B_E follows the planned decode batch as the runner does; False: B_E is fixed.
       barrier: a phase starts when the one before has left every stage (2.2); False: stages go on as they are free.
+      fused: chunked: rows and prompt tokens share one pass over the weights; False: two calls, as this engine's.
       replicas: copies of the machines; requests go to them in turns.
       cache_tokens: positions that a replica's cache holds ("paged"); None: no limit.
       page_tokens: positions that are given out together (chunked).
@@ -89,7 +91,7 @@ def simulate(
         share, timeline = demand.share(replica, replicas), Timeline(timeline_capacity)
         loop: PhaseLoop | ChunkedLoop | ApartLoop
         if schedule.policy == "chunked":
-            mixed = WorkloadMixedCosts(machines.decode, machines.mean_input)
+            mixed = WorkloadMixedCosts(machines.decode, machines.mean_input, fused)
             loop = ChunkedLoop(schedule, mixed, share, room, timeline)
         elif schedule.policy in APART:
             encode, decode = WorkloadCosts(machines.encode), WorkloadCosts(machines.decode)

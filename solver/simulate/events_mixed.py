@@ -1,12 +1,13 @@
 """What one iteration of decode rows and prompt chunks together costs.
 
-The matrix products run once over all tokens; attention of rows and of chunks is added. Seen through a pipeline's
-tables: chunk and rows' tokens encoded together, plus what rows cost with their context beyond rows with the shortest.
+Seen through a pipeline's tables, prompts cost by their tokens and rows by their number and context; an engine with a
+hybrid kernel reads the weights once for both.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Protocol
 
 import numpy as np
@@ -46,10 +47,13 @@ class WorkloadMixedCosts:
     Attributes:
       pipeline: its tables.
       mean_input: E[I] of their workload.
+      fused: prompts and rows share one pass over the weights: beside rows, the fixed part of encoding (the intercept of
+        its time by rows) is not paid. False: two calls.
     """
 
     pipeline: Pipeline
     mean_input: float
+    fused: bool = True
 
     @property
     def stages(self) -> int:
@@ -61,22 +65,19 @@ class WorkloadMixedCosts:
 
     def mixed(self, rows: int, tokens: float, chunks: list[Chunk], parts: int) -> Floats:
         """float64 [parts, stages]."""
-        decoded = np.zeros(self.stages)
-        encoded = sum(size for size, _ in chunks)
+        total = np.zeros(self.stages)
         if rows:
-            decoded = self.pipeline.decode_s(np.array(rows / parts), np.array(tokens / rows))
-        if not encoded:
-            return np.tile(decoded + self.pipeline.phase_s / parts, (parts, 1))
-        if not rows:
-            return np.tile(self._prompts_s(encoded / parts), (parts, 1))
-        bare = self.pipeline.decode_s(np.array(rows / parts), self.pipeline.contexts[0])
-        together = self._prompts_s((encoded + rows) / parts) + decoded - bare
-        return np.tile(np.minimum(together, self._prompts_s(encoded / parts) + decoded), (parts, 1))
+            total = self.pipeline.decode_s(np.array(rows / parts), np.array(tokens / rows))
+            total = total + self.pipeline.phase_s / parts
+        if chunks:
+            prompts = sum(size for size, _ in chunks) / self.mean_input / parts
+            total = total + self.pipeline.encode_s(np.array(prompts))
+            if rows and self.fused:
+                total = total - min(prompts, 1.0) * self._fixed_s
+        return np.tile(total, (parts, 1))
 
-    def _prompts_s(self, tokens: float) -> Floats:
-        """float64 [stages]; less than one prompt costs what the table's slope between its first two rows says."""
-        prompts = tokens / self.mean_input
-        if prompts >= 1:
-            return self.pipeline.encode_s(np.array(prompts))
-        one, two = self.pipeline.encode_rows_s[:, 1], self.pipeline.encode_rows_s[:, min(2, self.pipeline.most_rows)]
-        return np.maximum(one - (1 - prompts) * np.maximum(two - one, 0.0), prompts * one)
+    @functools.cached_property
+    def _fixed_s(self) -> Floats:
+        """float64 [stages]: where the straight line through one and two prompts meets none."""
+        table = self.pipeline.encode_rows_s
+        return np.maximum(2 * table[:, 1] - table[:, min(2, self.pipeline.most_rows)], 0.0)
