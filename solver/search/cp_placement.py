@@ -55,24 +55,38 @@ def best_placement(
 def useful_patterns(problem: PlacementProblem, upper: int | None) -> list[int]:
     """Patterns that may stand in a placement no worse than `upper`, and within the limits.
 
-    A stage alone bounds the bottleneck and, with the rest of the layers at the least time per layer, the path.
+    A stage alone bounds the bottleneck; with the rest of the layers at the least time per layer, the path. All devices
+    at work all the time bound the bottleneck too.
     """
     loads = range(len(problem.micro_batches))
     least = {
         role: [min((p.times_ns[i] / p.layers for p in problem.patterns if p.role == role), default=0.0) for i in loads]
         for role in problem.roles
     }
+    busy = [_busy_ns(problem, load) for load in loads]
     most = [(form, upper) for form in problem.objective if upper is not None]
     most += [(limit.form, limit.most_ns) for limit in problem.limits]
     kept = []
     for index, p in enumerate(problem.patterns):
+        slowest = [max(p.times_ns[i], busy[i]) for i in loads]
         path = [p.times_ns[i] + math.floor((problem.layers - p.layers) * least[p.role][i]) for i in loads]
-        if all(_at_least(form, problem.micro_batches, p.times_ns, path) <= limit for form, limit in most):
+        if all(_at_least(form, problem.micro_batches, slowest, path) <= limit for form, limit in most):
             kept.append(index)
     return kept
 
 
-def _at_least(form: Form, micro: tuple[int, ...], slowest: tuple[int, ...], path: list[int]) -> int:
+def _busy_ns(problem: PlacementProblem, load: int) -> int:
+    """The bottleneck if every device were busy all the time, at the least device time per layer of its pool."""
+    layers_per_ns = 0.0
+    for pool, shape in enumerate(problem.pools):
+        spent = [
+            p.tensor * p.times_ns[load] / p.layers for p in problem.patterns if p.pool == pool and p.times_ns[load]
+        ]
+        layers_per_ns += shape.devices / min(spent) if spent else 0.0
+    return math.floor(problem.layers / layers_per_ns * (1 - 1e-9)) if layers_per_ns else 0
+
+
+def _at_least(form: Form, micro: tuple[int, ...], slowest: list[int], path: list[int]) -> int:
     return form.constant_ns + sum(
         form.pace[i] * max(m * slowest[i], path[i])
         + form.drained[i] * ((m - 1) * slowest[i] + path[i])
@@ -194,6 +208,9 @@ class _Model:
         solver.parameters.random_seed = SEED
         solver.parameters.max_time_in_seconds = time_limit_s
         solver.parameters.linearization_level = 2
+        # Probing took most of the time and closed no problem sooner; there is no symmetry to find.
+        solver.parameters.cp_model_probing_level = 0
+        solver.parameters.symmetry_level = 0
         status = solver.solve(self.model)
         if status == cp_model.INFEASIBLE:
             return {}, None, True
