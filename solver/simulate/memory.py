@@ -22,19 +22,19 @@ from solver.simulate.points import Conditions
 
 def block_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
     """Weights of one layer on each device."""
-    return _weights(spec, (1, 3), tensor, dtype) - _weights(spec, (1, 2), tensor, dtype)
+    return weight_bytes(_longer(spec), _stage((1, 2), tensor, "both"), dtype)
 
 
 def embed_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
     """Weights of the embedding on each device of a first stage."""
-    return _weights(_longer(spec), (0, 1), tensor, dtype) - block_bytes(spec, tensor, dtype)
+    return weight_bytes(_longer(spec), _stage((0, 1), tensor, "both"), dtype) - block_bytes(spec, tensor, dtype)
 
 
 def head_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
     """Weights of norm and head on each device of a last stage that is not the first, too."""
     longer = _longer(spec)
-    end = longer.num_layers
-    return _weights(longer, (end - 1, end), tensor, dtype) - block_bytes(spec, tensor, dtype)
+    last = _stage((longer.num_layers - 1, longer.num_layers), tensor, "both")
+    return weight_bytes(longer, last, dtype) - block_bytes(spec, tensor, dtype)
 
 
 def cache_token_bytes(spec: ModelSpec, tensor: int, cache_dtype: str) -> int:
@@ -42,14 +42,9 @@ def cache_token_bytes(spec: ModelSpec, tensor: int, cache_dtype: str) -> int:
     return cache_row_bytes(spec, _stage((0, 1), tensor, "both"), 1, cache_dtype)
 
 
-def _weights(spec: ModelSpec, layers: tuple[int, int], tensor: int, dtype: str) -> int:
-    return weight_bytes(_longer(spec), _stage(layers, tensor, "both"), dtype)
-
-
 def _longer(spec: ModelSpec) -> ModelSpec:
-    """The same model with a few layers more, so that inner layers and both ends can be told apart."""
-    run = spec.layers[0]
-    return dataclasses.replace(spec, layers=(*spec.layers, dataclasses.replace(run, count=4)))
+    """The same model with two layers more, so that there is an inner one and both ends stand apart."""
+    return dataclasses.replace(spec, layers=(*spec.layers, dataclasses.replace(spec.layers[0], count=2)))
 
 
 def _stage(layers: tuple[int, int], tensor: int, role: Role) -> StageSpec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -21,7 +22,8 @@ from solver.simulate.lengths import Lengths
 
 # Prompt tokens of one encode call at most, so that its activations stay small beside the cache.
 CALL_TOKENS = 8192
-_SAMPLES, _SEED = 384, 20240407
+# Counts of prompts per rung that are gone through one by one; more are drawn, about so many prompts of each batch size.
+_FEW, _SAMPLES, _SEED = 1024, 4096, 20240407
 
 Call = tuple[float, int, int]
 """How many calls a batch has on average with so many rows and tokens."""
@@ -70,30 +72,46 @@ def _buckets(padding: Padding, call_rows: int, max_rows: int) -> Buckets:
 
 @functools.lru_cache(maxsize=4096)
 def encode_calls(padding: Padding, lengths: Lengths, batch: int) -> tuple[Call, ...]:
-    """Expected encode calls of `batch` prompts, over seeded batches whose prompts together cover every quantile."""
+    """Expected encode calls of `batch` prompts.
+
+    Packing sees only how many prompts fall to each rung of tokens, so the mean is over those counts: over all of them
+    with their multinomial probabilities where they are few, else over seeded draws.
+    """
     buckets = padding.buckets(batch, batch)
-    largest = buckets.encode_tokens[-1]
-    batches = max(3, _SAMPLES // batch)
-    generator = np.random.default_rng(_SEED)
-    quantiles = (np.arange(batch * batches) + 0.5) / (batch * batches)
-    prompts = generator.permutation(_prompt_quantiles(lengths, quantiles)).reshape(batches, batch)
-    counts: dict[tuple[int, int], int] = {}
-    for sample in prompts:
-        shapes = [
-            (call.rows_bucket, call.tokens_bucket) for call in pack([int(n) for n in sample if n <= largest], buckets)
-        ]
-        # A prompt longer than the largest rung goes in chunks of it, alone.
-        shapes += [(1, largest)] * sum(math.ceil(int(n) / largest) for n in sample if n > largest)
-        for shape in shapes:
-            counts[shape] = counts.get(shape, 0) + 1
-    return tuple((count / batches, rows, tokens) for (rows, tokens), count in sorted(counts.items()))
-
-
-def _prompt_quantiles(lengths: Lengths, share: Floats) -> Ints:
+    rungs = buckets.encode_tokens
     workload = lengths.workload
-    order = np.argsort(workload.input_tokens, kind="stable")
-    below = np.cumsum(workload.probability[order])
-    return workload.input_tokens[order][np.minimum(np.searchsorted(below, share), len(order) - 1)]
+    rung_of = np.searchsorted(np.array(rungs), workload.input_tokens)
+    # The last share is of prompts longer than any rung: they go in chunks of the largest, each alone.
+    shares = np.bincount(rung_of, weights=workload.probability, minlength=len(rungs) + 1)
+    shares = shares / shares.sum()
+    chunks = workload.probability @ (np.ceil(workload.input_tokens / rungs[-1]) * (rung_of == len(rungs)))
+    calls: dict[tuple[int, int], float] = {(1, rungs[-1]): batch * float(chunks)} if chunks else {}
+    for counts, chance in _counts(batch, shares):
+        prompts = [rung for rung, count in zip(rungs, counts, strict=False) for _ in range(count)]
+        for call in pack(prompts, buckets):
+            shape = (call.rows_bucket, call.tokens_bucket)
+            calls[shape] = calls.get(shape, 0.0) + chance
+    return tuple((count, rows, tokens) for (rows, tokens), count in sorted(calls.items()))
+
+
+def _counts(batch: int, shares: Floats) -> list[tuple[tuple[int, ...], float]]:
+    """Numbers of prompts per rung, with their probabilities."""
+    used = np.flatnonzero(shares > 0)
+    if math.comb(batch + len(used) - 1, len(used) - 1) > _FEW:
+        draws = max(_FEW // 16, _SAMPLES // batch)
+        drawn = np.random.default_rng(_SEED).multinomial(batch, shares, draws)
+        found, times = np.unique(drawn, axis=0, return_counts=True)
+        return [(tuple(row), float(count) / draws) for row, count in zip(found.tolist(), times, strict=True)]
+    every = []
+    for bars in itertools.combinations(range(batch + len(used) - 1), len(used) - 1):
+        parts = np.diff([-1, *bars, batch + len(used) - 1]) - 1
+        counts = np.zeros(len(shares), np.int64)
+        counts[used] = parts
+        log = math.lgamma(batch + 1) + sum(
+            n * math.log(shares[at]) - math.lgamma(n + 1) for at, n in zip(used, parts.tolist(), strict=True)
+        )
+        every.append((tuple(counts.tolist()), math.exp(log)))
+    return every
 
 
 @functools.lru_cache(maxsize=4096)

@@ -189,7 +189,7 @@ def random_profile(
             for k in kinds
         ),
         ends=tuple(
-            EndTimes(t, random_table(rng, [1.0, 64, 4096], [0.0], ragged), random_table(rng, rows, [0.0], ragged))
+            EndTimes(t, random_table(rng, [1.0, 64, 65536], [0.0], ragged), random_table(rng, rows, [0.0], ragged))
             for t in tensors
         ),
         dispatch_s=2e-5,
