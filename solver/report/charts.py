@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from solver.plan.plan import Plan
@@ -128,16 +128,19 @@ class FrontPoint:
       bound_s: latency bound; None: no bound.
       throughput_rps: of the plan; None where there is none.
       best_bound_rps: what no plan exceeds; None where nothing is proven.
-      policy: of the plan.
+      policy, encode_batch, decode_iterations, latency_s: of the plan.
     """
 
     bound_s: float | None
     throughput_rps: float | None
     best_bound_rps: float | None = None
     policy: str | None = None
+    encode_batch: int | None = None
+    decode_iterations: int | None = None
+    latency_s: float | None = None
 
 
-def pareto_chart(fronts: dict[str, Sequence[FrontPoint]], title: str, bound_label: str) -> Chart:
+def pareto_chart(fronts: Mapping[str, Sequence[FrontPoint]], title: str, bound_label: str) -> Chart:
     """Throughput against the latency bound, one line for each front; markers tell which policy won where."""
 
     def draw(axes: Axes) -> None:

@@ -180,3 +180,7 @@ def _ranges(ids: tuple[int, ...]) -> str:
         else:
             spans.append([number, number])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def size(value: float) -> str:
+    return format_bytes(int(value))

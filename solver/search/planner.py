@@ -151,7 +151,7 @@ def plan_front(
     latency_bounds_s: Sequence[float | None],
     progress: Callable[..., None] | None = None,
 ) -> tuple[Planned | Infeasible, ...]:
-    """The best plan under each latency bound, the request's other bounds kept: what one search learns, the next reuses."""
+    """The best plan under each latency bound, other bounds kept; what one search learns, the next reuses."""
     found: list[Planned | Infeasible] = []
     for latency_s in latency_bounds_s:
         bounds = dataclasses.replace(request.bounds, latency_s=latency_s)

@@ -1,0 +1,129 @@
+"""Checks everything that a plan says, with code that the search does not use.
+
+usage: exegpt verify PLAN.json. Inputs are found by the names in the plan (or given by flags) and compared by their
+digests. Memory is counted as the engine allocates it; throughput, latency and times of RRA are derived again in plain
+loops, of other policies by the event simulation; then a scan looks for something better than the certificate allows.
+Status 1 and one line naming the first field that does not hold. The last line is VERIFY {json}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from serving import plan_files, planning
+from serving.planning import Facts
+from serving.progress import Display
+from solver.plan.plan import Plan
+from solver.simulate.events import simulate
+from solver.simulate.events_arrivals import saturated
+from solver.simulate.from_plan import conditions_of, machines_of
+from solver.verify import checks
+from solver.verify.checks import Check
+from solver.verify.scan import scan
+from solver.verify.stage_times import Setting, setting_of
+
+FLAGS = flags.FlagValues()
+planning.define_inputs(FLAGS, plan=True)
+flags.DEFINE_string("plan", None, "the same as PLAN", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "candidates", 1000, "how many other schedules to try against the certificate (RRA); 0: none", 0, flag_values=FLAGS
+)
+
+# Second opinions of the event simulation, whose draws differ from the expectation.
+_EVENTS_TOLERANCE = 0.05
+_ROUNDS, _FEWEST = 50, 4000
+
+
+def main(argv: list[str]) -> int:
+    """Prints every check; returns 1 where one fails."""
+    name = plan_files.given_plans(argv, FLAGS.plan, 1)[0]
+    plan = plan_files.read_plan(name)
+    began_s = time.monotonic()
+    found, tried = _verify(plan)
+    failed = [check for check in found if not check.holds]
+    _print(found)
+    summary = {"holds": not failed, "checks": len(found), "failed": [check.field for check in failed]}
+    print(f"VERIFY {json.dumps({**summary, 'candidates': tried, 'seconds': round(time.monotonic() - began_s, 3)})}")
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        line = f"{name}: plan.{failed[0].field}: does not hold: {failed[0].found}{more}; plan again"
+        print(f"exegpt: {line}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _verify(plan: Plan) -> tuple[list[Check], int]:
+    """Every check, and how many candidates were tried."""
+    facts = planning.inputs_for(plan, FLAGS)
+    for field in ("prediction", "bounds"):
+        if getattr(plan, field) is None:
+            raise ValueError(f"plan.{field}: null; flags made this plan, so it claims nothing; run exegpt plan")
+    found = [Check("inputs", True, "model, cluster, profiles and workload are those of the plan")]
+    found += checks.check_stages(plan, facts.spec, facts.cluster)
+    if not all(check.holds for check in found):
+        return found, 0
+    setting = setting_of(facts.spec, facts.cluster, facts.profiles, facts.workload)
+    found += checks.check_memory(plan, facts.spec, facts.cluster)
+    found += checks.check_certificate(plan)
+    with Display() as display:
+        if plan.schedule.policy == "rra":
+            with display.working("deriving the prediction again"):
+                found += checks.check_prediction(plan, facts.spec, setting, facts.workload)
+            with display.working("looking for something better"):
+                better = _better(plan, facts, setting)
+            return found + better[0], better[1]
+        with display.working("simulating"):
+            found += _second_opinion(plan, facts)
+    return found, 0
+
+
+def _better(plan: Plan, facts: Facts, setting: Setting) -> tuple[list[Check], int]:
+    """What a scan finds against the certificate's bound."""
+    padded = any(profile.padded for profile in facts.profiles)
+    if plan.certificate is None or not FLAGS.candidates or padded or plan.cache_layout != "slots":
+        return [], 0
+    asked = checks.asked_of(plan)
+    best = scan(plan, facts.spec, facts.cluster, setting, facts.workload, asked, FLAGS.candidates)
+    bound = plan.certificate.best_bound_rps
+    allowed = bound * (1 + (plan.margins.profile_delta if plan.margins is not None else 0.0)) * (1 + checks.EXACT)
+    words = f"the best of {best.evaluated} others reaches {best.throughput_rps:.6g}, the bound says {bound:.6g}"
+    if best.candidate is not None and best.layout is not None:
+        stages = best.layout.stages
+        words += (
+            f" (B_E={best.candidate.encode_batch}, N_D={best.candidate.decode_iterations}, {len(stages)} stages of "
+            f"tensor={stages[0].tensor}, {best.layout.replicas} copies)"
+        )
+    return [Check("certificate.best_bound_rps", best.throughput_rps <= allowed, words)], best.evaluated
+
+
+def _second_opinion(plan: Plan, facts: Facts) -> list[Check]:
+    conditions = dataclasses.replace(conditions_of(plan), clock="encode")
+    count = max(_FEWEST, _ROUNDS * plan.schedule.decode_batch * plan.replicas)
+    outcome = simulate(
+        plan.schedule,
+        machines_of(plan, facts.spec, facts.cluster, facts.profiles, facts.workload),
+        saturated(facts.workload, count),
+        conditions,
+        first_token=facts.spec.first_token,
+        corrected=False,
+        replicas=plan.replicas,
+    )
+    figures = {"throughput_rps": outcome.throughput_rps, "latency_s": outcome.latency_s(conditions)}
+    return checks.check_found(plan, figures, _EVENTS_TOLERANCE)
+
+
+def _print(found: list[Check]) -> None:
+    table = Table(title="Checks", title_justify="left")
+    table.add_column("")
+    table.add_column("field", no_wrap=True)
+    table.add_column("found")
+    for check in found:
+        table.add_row("ok" if check.holds else "FAILS", check.field, check.found)
+    Console(highlight=False, stderr=False).print(table)

@@ -1,0 +1,188 @@
+"""Looks for a plan better than the one that claims to be best: a scan over (B_E, N_D) and plain placements.
+
+Coarse to fine: points spread evenly on a logarithmic grid, then around the best ones found, in plain loops and with
+the plan's own placement first, then pipelines of equal stages. It proves nothing by itself. But whatever it finds above
+the plan's bound shows that the bound is wrong, and points count only where they keep every limit with room to spare,
+so that rounding convicts nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from solver.facts.cluster import Cluster
+from solver.facts.model_spec import ModelSpec
+from solver.facts.tensor_degree import tensor_degrees
+from solver.facts.workload import Workload
+from solver.plan.memory import memory_table
+from solver.plan.plan import Plan, make_buckets
+from solver.plan.schedule import Schedule, StageSpec
+from solver.verify.rra import Answers, Asked, Candidate, Derived, Line, derive
+from solver.verify.stage_times import Setting
+
+_REFINED = 3
+_SPARE = 1e-6
+_DEVIATIONS, _EXTRA_ROWS = 3.6, 3
+_COARSE = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Stages of one replica, how many copies, and into how many parts batches are cut."""
+
+    stages: tuple[StageSpec, ...]
+    replicas: int
+    encode_parts: int
+    decode_parts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The best candidate of a scan; rates over all replicas."""
+
+    throughput_rps: float
+    candidate: Candidate | None
+    layout: Layout | None
+    evaluated: int
+
+
+def scan(
+    plan: Plan, spec: ModelSpec, cluster: Cluster, setting: Setting, workload: Workload, asked: Asked, most: int
+) -> Found:
+    """The best of about `most` candidates, the plan's own neighbourhood among them."""
+    layouts = list(_layouts(plan, spec, cluster, setting))
+    scanner = _Scanner(plan, spec, cluster, setting, workload, asked)
+    own = plan.schedule
+    scanner.visit(layouts[0], _around(own.encode_batch, own.decode_iterations, 1.0))
+    for index, layout in enumerate(layouts):
+        left = most - scanner.evaluated
+        if left <= 0:
+            break
+        scanner.search(layout, max(12, left // (len(layouts) - index)))
+    return scanner.best()
+
+
+class _Scanner:
+    """Evaluates candidates once each and keeps the best that keeps every limit."""
+
+    def __init__(
+        self, plan: Plan, spec: ModelSpec, cluster: Cluster, setting: Setting, workload: Workload, asked: Asked
+    ) -> None:
+        self._plan, self._spec, self._cluster, self._setting = plan, spec, cluster, setting
+        self._answers, self._asked = Answers(workload, spec.first_token), asked
+        self._kinds = {device.id: cluster.kind(device.kind) for device in cluster.devices()}
+        self._lines: dict[Layout, Line] = {}
+        self._seen: dict[tuple[Layout, Candidate], float] = {}
+        self._delta = plan.margins.profile_delta if plan.margins is not None else 0.0
+
+    @property
+    def evaluated(self) -> int:
+        return len(self._seen)
+
+    def best(self) -> Found:
+        if not self._seen:
+            return Found(0.0, None, None, 0)
+        (layout, candidate), rate = max(self._seen.items(), key=lambda item: item[1])
+        return Found(rate, candidate if rate else None, layout if rate else None, self.evaluated)
+
+    def search(self, layout: Layout, most: int) -> None:
+        """A coarse grid, then ever finer ones around the best."""
+        start, factor = self.evaluated, _COARSE
+        batches = [round(factor**i) for i in range(13)]
+        phases = [round(factor**i) for i in range(int(math.log2(max(1, self._answers.most))) + 1)]
+        grid = [(b, n) for n in phases for b in batches]
+        step = max(1, round(2 * len(grid) / most))
+        self.visit(layout, iter(grid[::step]))
+        while factor > 1.02 and self.evaluated - start < most:
+            factor = factor**0.5
+            mine = [(rate, c) for (place, c), rate in self._seen.items() if place == layout]
+            for _, near in sorted(mine, key=lambda item: -item[0])[:_REFINED]:
+                self.visit(layout, _around(near.encode_batch, near.decode_iterations, factor))
+
+    def visit(self, layout: Layout, points: Iterator[tuple[int, int]]) -> None:
+        for batch, iterations in points:
+            if batch < layout.encode_parts:
+                continue
+            candidate = Candidate(batch, iterations, layout.encode_parts, layout.decode_parts)
+            if (layout, candidate) not in self._seen:
+                self._seen[layout, candidate] = self._rate(layout, candidate)
+
+    def _rate(self, layout: Layout, candidate: Candidate) -> float:
+        """Requests per second of all replicas; 0 where a limit is not kept with room to spare."""
+        if layout not in self._lines:
+            self._lines[layout] = Line(self._setting, layout.stages)
+        found = derive(self._lines[layout], self._answers, candidate, self._asked, None)
+        return found.throughput_rps * layout.replicas if self._keeps(layout, candidate, found) else 0.0
+
+    def _keeps(self, layout: Layout, candidate: Candidate, found: Derived) -> bool:
+        bounds = self._plan.bounds
+        assert bounds is not None, "checked before"
+        slack = (1 + self._delta) * (1 + _SPARE)
+        for value, limit in (
+            (found.latency_s, bounds.latency_s), (found.ttft_s, bounds.ttft_s), (found.tpot_s, bounds.tpot_s)
+        ):  # fmt: skip
+            if limit is not None and value * slack > limit:
+                return False
+        return self._fits(layout, candidate, found)
+
+    def _fits(self, layout: Layout, candidate: Candidate, found: Derived) -> bool:
+        plan = self._plan
+        peak = found.decode_batch + _DEVIATIONS * math.sqrt(found.rows_variance) + _EXTRA_ROWS
+        rows = max(candidate.encode_batch, math.ceil(peak))
+        schedule = Schedule(
+            policy="rra",
+            encode_batch=candidate.encode_batch,
+            decode_iterations=candidate.decode_iterations,
+            decode_batch=rows,
+            max_rows=rows,
+            stages=layout.stages,
+            micro_batch=rows,
+            encode_micro_batch=math.ceil(candidate.encode_batch / candidate.encode_parts),
+        )
+        buckets = make_buckets(schedule, plan.cache_tokens, plan.max_prompt_tokens)
+        share = min((m.usable_bytes / m.capacity_bytes for m in plan.memory), default=0.9)
+        return all(
+            entry.total_bytes <= share * self._kinds[entry.device].memory_bytes
+            for entry in memory_table(self._spec, schedule, buckets, plan.dtype, plan.cache_dtype)
+        )
+
+
+def _around(batch: int, iterations: int, factor: float) -> Iterator[tuple[int, int]]:
+    """The eight neighbours at this distance, at least one step away, and the point itself."""
+    for b in sorted({batch, max(1, min(batch - 1, round(batch / factor))), max(batch + 1, round(batch * factor))}):
+        for n in sorted(
+            {iterations, max(1, min(iterations - 1, round(iterations / factor))),
+             max(iterations + 1, round(iterations * factor))}
+        ):  # fmt: skip
+            yield b, n
+
+
+def _layouts(plan: Plan, spec: ModelSpec, cluster: Cluster, setting: Setting) -> Iterator[Layout]:
+    """The plan's placement, then equal stages of every degree and number that one island after another holds."""
+    schedule = plan.schedule
+    encode_parts = math.ceil(schedule.encode_batch / schedule.encode_micro_batch)
+    decode_parts = math.ceil(schedule.decode_batch / schedule.micro_batch)
+    yield Layout(schedule.stages, plan.replicas, encode_parts, decode_parts)
+    devices = cluster.devices()
+    if len({device.kind for device in devices}) > 1:
+        return
+    profile = setting.profiles[devices[0].kind]
+    for tensor in sorted(set(profile.tensor_degrees) & set(tensor_degrees(spec))):
+        groups = _groups(cluster, tensor)
+        for count in (1, 2, 3, 4, 6, 8, 12, 16):
+            if count > min(len(groups), spec.num_layers):
+                break
+            cuts = [round(i * spec.num_layers / count) for i in range(count + 1)]
+            stages = tuple(StageSpec("both", (cuts[i], cuts[i + 1]), groups[i], tensor) for i in range(count))
+            for parts in sorted({1, count}):
+                yield Layout(stages, len(groups) // count, parts, parts)
+
+
+def _groups(cluster: Cluster, tensor: int) -> list[tuple[int, ...]]:
+    """Tensor groups inside islands, in device order."""
+    islands: dict[int, list[int]] = {}
+    for device in cluster.devices():
+        islands.setdefault(device.island, []).append(device.id)
+    return [tuple(ids[i : i + tensor]) for ids in islands.values() for i in range(0, len(ids) - tensor + 1, tensor)]
