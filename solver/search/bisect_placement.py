@@ -46,6 +46,7 @@ class _State:
       used, blocks, host_blocks: per pool: devices, islands opened, hosts opened.
       first_pool: of the pipeline's first stage.
       opened: (islands, hosts) that earlier pipelines opened.
+      used_before: per pool: devices of earlier pipelines.
       shared_islands, shared_hosts: per pool: how often a pipeline may have ended in the island, or host, it began in.
     """
 
@@ -59,6 +60,7 @@ class _State:
     host_blocks: tuple[int, ...]
     first_pool: int
     opened: tuple[int, int]
+    used_before: tuple[int, ...]
     shared_islands: tuple[int, ...]
     shared_hosts: tuple[int, ...]
 
@@ -135,6 +137,7 @@ class _Walk:
         for index in sorted(allowed):
             p = problem.patterns[index]
             self.by_place.setdefault((p.role, p.pool, p.position), []).append(index)
+        self.role_most = {(role, pool): devices for role, pool, devices in problem.role_devices}
         self.rest = {role: self._least_paths(role) for role in problem.roles}
 
     def _least_paths(self, role: str) -> list[list[float]]:
@@ -160,7 +163,7 @@ class _Walk:
         """
         zeros = tuple(0 for _ in self.loads)
         none = tuple(0 for _ in self.problem.pools)
-        start = _State(0, 0, _ANYWHERE, 0, 0, none, none, none, _ANYWHERE, (0, 0), none, none)
+        start = _State(0, 0, _ANYWHERE, 0, 0, none, none, none, _ANYWHERE, (0, 0), none, none, none)
         frontier: dict[_State, list[_Label]] = {start: [_Label(zeros, zeros)]}
         best: dict[int, int] | None = None
         for _ in range(self.problem.most_stages):
@@ -223,6 +226,8 @@ class _Walk:
         ends = pattern.position in ("last", "both")
         if pattern.tensor > state.free or used[pool] > problem.pools[pool].devices:
             return None
+        if used[pool] - state.used_before[pool] > self.role_most.get((pattern.role, pool), used[pool]):
+            return None
         if layers > problem.layers or ends != (layers == problem.layers):
             return None
         state = dataclasses.replace(state, layers=layers, used=tuple(used), free=state.free - pattern.tensor)
@@ -259,6 +264,7 @@ class _Walk:
             host_blocks=state.host_blocks,
             first_pool=_ANYWHERE,
             opened=opened,
+            used_before=state.used,
             shared_islands=tuple(shared[0]),
             shared_hosts=tuple(shared[1]),
         )

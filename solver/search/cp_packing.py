@@ -91,6 +91,9 @@ def add_packing(problem: PlacementProblem, model: cp_model.CpModel, groups: Grou
         model.add(groups.total(role, positions=("last",)) == 1 - alone[role])
         model.add(groups.total(role, positions=("both",)) == alone[role])
     model.add(sum(groups.total(role) for role in problem.roles) <= problem.most_stages)
+    for role, pool, devices in problem.role_devices:
+        its = [(group.tensor, count) for group, count in groups.where(role, pool)]
+        model.add(_weighted(its) <= devices)
     for pool, shape in enumerate(problem.pools):
         here = [(group, count) for role in problem.roles for group, count in groups.where(role, pool)]
         tensors = [group.tensor for group, _ in here]

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 
 from ortools.sat.python import cp_model
 
+from solver.search.check_placement import faults_of
 from solver.search.cp_packing import Groups, add_packing
-from solver.search.placement_problem import Form, Pattern, Placement, PlacementProblem, broken_limits, value_ns
+from solver.search.placement_problem import Form, Pattern, Placement, PlacementProblem, value_ns
 
 SEED = 0
 
@@ -31,11 +32,12 @@ def best_placement(
     Args:
       problem: see there.
       time_limit_s: wall time; beyond it the best so far is returned with its bound.
-      hint: counts of a placement to start from; where it keeps the limits, patterns that cannot beat it are left out.
+      hint: counts of a placement to start from; where it is one of this problem, patterns that cannot beat it are
+        left out.
       beat_ns: only placements of at most this value are sought; where there is none, the bound is one above.
     """
     started = time.perf_counter()
-    known = value_ns(problem, hint) if hint and not broken_limits(problem, hint) else None
+    known = value_ns(problem, hint) if hint and not faults_of(problem, hint) else None
     upper = min((each for each in (known, beat_ns) if each is not None), default=None)
     model = _Model(problem, useful_patterns(problem, upper), upper)
     if hint:
@@ -44,6 +46,8 @@ def best_placement(
     if not counts and hint and known is not None and known == upper:
         counts = dict(hint)  # the time was over before the hint was taken up
     value = value_ns(problem, counts) if counts else None
+    if counts and (faults := faults_of(problem, counts, value)):
+        raise RuntimeError(f"placement: the solver's answer is none: {'; '.join(faults)}")
     if value is None and proven and beat_ns is not None:
         bound = beat_ns + 1
     if value is not None and bound is not None:

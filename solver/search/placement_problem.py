@@ -88,6 +88,7 @@ class PlacementProblem:
       limits: none of these may be exceeded.
       most_shapes: how many different (pool, tensor, layers) a placement may have, each of which is compiled apart;
         None: no matter.
+      role_devices: (role, pool, devices) that the role's pipeline may have there; pairs not named: all.
     """
 
     pools: tuple[Pool, ...]
@@ -100,6 +101,7 @@ class PlacementProblem:
     objective: tuple[Form, ...]
     limits: tuple[Limit, ...] = ()
     most_shapes: int | None = None
+    role_devices: tuple[tuple[Role, int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from solver.facts.cluster import Level
 from solver.plan.schedule import Role
-from solver.search.placement_problem import PlacementProblem, Position, broken_limits, value_ns
+from solver.search.check_placement import faults_of
+from solver.search.placement_problem import PlacementProblem, Position, value_ns
 
 # Numbers of stages that are tried per pool and degree, and pipelines that are tried in all.
 _COUNTS = {1: 48, 2: 7}
@@ -34,7 +35,7 @@ def start_placement(problem: PlacementProblem) -> dict[int, int] | None:
     best: tuple[int, dict[int, int]] | None = None
     for choice in itertools.islice(_choices(problem, tables), _MOST_TRIED):
         counts = _spread(problem, tables, collections.Counter(_slots(problem, choice)))
-        if counts is None or broken_limits(problem, counts):
+        if counts is None or faults_of(problem, counts):
             continue
         value = value_ns(problem, counts)
         if best is None or value < best[0]:

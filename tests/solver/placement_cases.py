@@ -122,6 +122,7 @@ def random_case(
         path_ns=(0, *(int(n) for n in rng.integers(0, 100_000, decodes))),
         objective=objective,
         limits=(limit,) if rng.uniform() < 0.5 else (),
+        role_devices=(("encode", 0, int(rng.integers(1, 5))),) if "encode" in roles and rng.uniform() < 0.5 else (),
     )
     need = MemoryNeed(cache_tokens=float(rng.integers(0, 500)), stage_bytes=float(rng.integers(0, 10_000)))
     case = Case(problem, cluster, units, loads, need, memory)

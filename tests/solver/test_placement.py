@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from solver.facts.cluster import HostGroup, Level
 from solver.plan.schedule import Role
 from solver.search.bisect_placement import bisect_placement
+from solver.search.check_placement import faults_of
 from solver.search.cp_placement import best_placement
 from solver.search.layout import lay_out, level_between, pipeline_of
 from solver.search.patterns import Load
-from solver.search.placement_problem import Form, Pattern, PlacementProblem, broken_limits, form_ns, value_ns
+from solver.search.placement_problem import Form, Pattern, PlacementProblem, form_ns, value_ns
 from solver.search.pools import pools_of
 from solver.search.start_placement import start_placement
 from solver.simulate.costs import Pipeline, PlacedStage
@@ -71,7 +72,7 @@ def test_cp_sat_equals_the_second_solver_and_its_layout_holds(full: bool, ragged
             if found.value_ns is None:
                 continue
             assert found.bound_ns == found.value_ns == value_ns(problem, found.counts), seed
-            assert not broken_limits(problem, found.counts)
+            assert not faults_of(problem, found.counts, found.value_ns), seed
             if not ragged:  # a farther link that is quicker than a nearer one is charged, but cannot be had
                 check_layout(case, dict(found.counts))
         infeasible += second.value_ns is None
@@ -243,3 +244,14 @@ def test_counts_of_another_problem_are_refused() -> None:
     problem, _ = hand_made(4, 8, 4, 2)
     with pytest.raises(ValueError, match="first or a last"):
         lay_out(problem, {1: 1})
+
+
+def test_a_placement_that_is_none_is_told_and_no_hint() -> None:
+    problem, base = hand_made(4, 8, 4, 2)
+    best = best_placement(problem, LIMIT_S)
+    assert faults_of(problem, best.counts, base + 2) == ()
+    assert faults_of(problem, best.counts, base) == (f"value {base + 2} ns, said to be {base}",)
+    lacking = dict(list(best.counts.items())[1:])
+    assert any("2 of 3 layers" in fault for fault in faults_of(problem, lacking))
+    assert faults_of(problem, {99: 1}) == ("counts name patterns that are not there",)
+    assert best_placement(problem, LIMIT_S, lacking).value_ns == base + 2

@@ -11,12 +11,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from solver.facts.cluster import HostGroup
+from solver.plan.schedule import Role
 from solver.search.cp_placement import best_placement
 from solver.search.patterns import Load, MemoryNeed, make_patterns
 from solver.search.placement_forms import WAA_PARTS, rra_period, waa_cycle
 from solver.search.placement_problem import form_ns
 from solver.search.pools import check_degrees, pools_of, replica_counts, share_pools
 from solver.search.replicas import best_replicas
+from solver.search.waa_split import computation_share, fixed_split, memory_share
 from solver.simulate.costs import Pipeline, PlacedStage
 from tests.solver.placement_cases import make_cluster, random_case
 from tests.solver.planner_cases import random_unit
@@ -124,3 +126,25 @@ def test_forms_of_the_policies_by_hand() -> None:
     assert form_ns(decode, (1, 3), [50, 7], [120, 20]) == 4 * 21 * WAA_PARTS
     with pytest.raises(ValueError, match="last sample stands for 0"):
         rra_period([4, 0])
+
+
+def test_fixed_splits_of_waa_give_every_device_to_one_side() -> None:
+    pools = pools_of(make_cluster(HostGroup("x", 6, 1, 8)))
+    degrees = {"x": (1, 2, 4, 8)}
+    assert fixed_split(pools, [0.3], degrees) == (("encode", 0, 16), ("decode", 0, 32))
+    assert fixed_split(pools, [0.01], degrees) == (("encode", 0, 1), ("decode", 0, 47))
+    (single,) = pools_of(make_cluster(HostGroup("x", 1, 1, 1)))
+    with pytest.raises(ValueError, match="1 device cannot be split"):
+        fixed_split([single], [0.5], degrees)
+
+
+def test_shares_of_waa_by_hand() -> None:
+    unit = random_unit(np.random.default_rng(0), 12, kind="x")
+    units = {("x", 1): unit}
+    encode, decode = Load("encode", 4.0), Load("decode", 8.0, 100.0)
+    once, often = unit.encode_s[4] / 4, 20 * unit.decode_s[1][8] / 8
+    assert computation_share(units, "x", encode, decode, 20.0) == pytest.approx(once / (once + often))
+    weights = 3 * unit.weights_bytes + unit.embed_bytes + unit.head_bytes
+    cache = 3 * 1000 * unit.cache_token_bytes
+    needs: dict[Role, MemoryNeed] = {"encode": MemoryNeed(0.0), "decode": MemoryNeed(1000.0)}
+    assert memory_share(units, "x", 3, needs) == pytest.approx(weights / (2 * weights + cache))
