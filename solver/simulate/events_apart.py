@@ -13,14 +13,14 @@ import math
 import numpy as np
 
 from solver.plan.schedule import Schedule
-from solver.plan.timeline import Timeline, TimelineEntry
+from solver.plan.timeline import Timeline
 from solver.simulate.events_arrivals import Demand
 from solver.simulate.events_clock import Clock
 from solver.simulate.events_costs import Costs, DecodePhase
 from solver.simulate.events_outcome import Outcome
 from solver.simulate.events_policies import corrected_batch
 from solver.simulate.events_queue import Queue, Room
-from solver.simulate.events_record import Moments, Phase, Totals, note, outcome_of
+from solver.simulate.events_record import Moments, Phase, Totals, Work, note, outcome_of
 from solver.simulate.events_rows import Rows
 
 # Batches that encode devices hold at once beside the one they work on: a double buffer.
@@ -108,8 +108,8 @@ class ApartLoop:
         done_s = self._encoder.encode(self._encode_costs.encode(inputs, parts), start_s)[-1]
         self._start_s[members], self._encoded_s[members] = start_s, done_s
         self._flying.append(Payload(members, done_s + self._hand_over_s * float(inputs.sum())))
-        work = TimelineEntry(0, "encode", 0, 0.0, 0.0, admitted, int(inputs.sum()))
-        note(self._timeline, len(self._phases), "encode", start_s, self._encoder.free_s, work)
+        work = Work("encode", admitted, int(inputs.sum()))
+        note(self._timeline, len(self._phases), work, start_s, self._encoder.free_s)
 
     def _iterate(self) -> None:
         """Lets in what is there and runs one iteration."""
@@ -128,8 +128,8 @@ class ApartLoop:
         self._ready_s = [*done_s.tolist(), *[float(done_s[-1])] * (self._parts - parts)]
         self._done_s.append(float(done_s.max()))
         rows.step()
-        work = TimelineEntry(0, "decode", self._encode_costs.stages, 0.0, 0.0, live, live, 1)
-        note(self._timeline, len(self._phases), "decode", now_s, self._decoder.free_s, work)
+        work = Work("decode", live, live, 1, first_stage=self._encode_costs.stages)
+        note(self._timeline, len(self._phases), work, now_s, self._decoder.free_s)
 
     def _let_in(self, now_s: float) -> tuple[int, int, bool]:
         """Who has been handed over and fits, in order; with the last of a batch its buffer falls free."""

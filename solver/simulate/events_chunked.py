@@ -15,14 +15,14 @@ import math
 import numpy as np
 
 from solver.plan.schedule import Schedule
-from solver.plan.timeline import Kind, Timeline, TimelineEntry
+from solver.plan.timeline import Kind, Timeline
 from solver.simulate.events_arrivals import Demand
 from solver.simulate.events_clock import Clock
 from solver.simulate.events_mixed import MixedCosts
 from solver.simulate.events_outcome import Outcome
 from solver.simulate.events_pages import Pages
 from solver.simulate.events_queue import Room
-from solver.simulate.events_record import Moments, Phase, Totals, note, outcome_of
+from solver.simulate.events_record import Moments, Phase, Totals, Work, note, outcome_of
 
 
 @dataclasses.dataclass
@@ -99,8 +99,8 @@ class ChunkedLoop:
         )
         encoded = sum(size for size, _ in work)
         kind: Kind = "decode" if live else "encode"
-        entry = TimelineEntry(0, kind, 0, 0.0, 0.0, live + len(work), live + encoded, 1 if live else 0)
-        note(self._timeline, len(self._phases), kind, now_s, self._clock.free_s, entry)
+        entry = Work(kind, live + len(work), live + encoded, 1 if live else 0)
+        note(self._timeline, len(self._phases), entry, now_s, self._clock.free_s)
         self._advance(chunks, end_s)
 
     def _now_s(self) -> float:

@@ -7,12 +7,14 @@ sources (`solver.simulate.events_lengths`) see the lengths of the very prompts o
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Protocol
 
 import numpy as np
 
 from solver.facts.workload import Floats, Ints
 from solver.simulate.costs import Pipeline
+from solver.simulate.events_lookup import DecodeLookup
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,18 +89,24 @@ class WorkloadCosts:
         return self.pipeline.encode_s(split(len(inputs), parts).astype(np.float64)).T
 
     def decode(self, phase: DecodePhase) -> Floats:
-        return decode_parts(self.pipeline, phase.rows, phase.context, phase.parts)
+        return decode_parts(self._lookup, phase.rows, phase.context, phase.parts)
+
+    @functools.cached_property
+    def _lookup(self) -> DecodeLookup:
+        return DecodeLookup(self.pipeline)
 
 
-def decode_parts(pipeline: Pipeline, rows: Ints, context: Floats, parts: int) -> Floats:
+def decode_parts(lookup: DecodeLookup, rows: Ints, context: Floats, parts: int) -> Floats:
     """float64 [N, parts, stages]: micro-batches of whole rows, the first ones larger by one if need be."""
     if parts == 1:
-        return pipeline.decode_s(rows.astype(np.float64), context).T[:, None, :]
+        if len(rows) == 1:
+            return lookup.one(int(rows[0]), float(context[0]))[None, None, :]
+        return lookup.many(rows, context)[:, None, :]
     low, rest = np.divmod(rows, parts)
-    sizes = np.stack([low, low + (rest > 0)], axis=1).astype(np.float64)
-    both = pipeline.decode_s(sizes, context[:, None])
-    larger = np.arange(parts) < rest[:, None]
-    return np.where(larger, both[..., 1:], both[..., :1]).transpose(1, 2, 0)
+    sizes = np.stack([low + (rest > 0), low], axis=1)
+    both = lookup.many(sizes, np.broadcast_to(context[:, None], sizes.shape))
+    smaller = np.arange(parts) >= rest[:, None]
+    return both[np.arange(len(rows))[:, None], smaller.astype(np.intp)]
 
 
 def split(rows: int, parts: int) -> Ints:

@@ -14,6 +14,8 @@ import numpy as np
 
 from solver.facts.workload import Floats
 from solver.simulate.costs import Pipeline
+from solver.simulate.events_costs import decode_parts
+from solver.simulate.events_lookup import DecodeLookup
 
 Chunk = tuple[int, int]
 """Prompt tokens encoded in this iteration, and how many of the same prompt were encoded before."""
@@ -29,7 +31,7 @@ class MixedCosts(Protocol):
     def return_s(self) -> float: ...
 
     def mixed(self, rows: int, tokens: float, chunks: list[Chunk], parts: int) -> Floats:
-        """float64 [parts, stages]: an iteration in `parts` micro-batches that are alike.
+        """float64 [parts, stages]: an iteration in `parts` micro-batches as equal as can be.
 
         Args:
           rows: that decode.
@@ -65,16 +67,20 @@ class WorkloadMixedCosts:
 
     def mixed(self, rows: int, tokens: float, chunks: list[Chunk], parts: int) -> Floats:
         """float64 [parts, stages]."""
-        total = np.zeros(self.stages)
+        total = np.zeros((parts, self.stages))
         if rows:
-            total = self.pipeline.decode_s(np.array(rows / parts), np.array(tokens / rows))
+            total = decode_parts(self._lookup, np.array([rows]), np.array([tokens / rows]), parts)[0]
             total = total + self.pipeline.phase_s / parts
         if chunks:
             prompts = sum(size for size, _ in chunks) / self.mean_input / parts
             total = total + self.pipeline.encode_s(np.array(prompts))
             if rows and self.fused:
                 total = total - min(prompts, 1.0) * self._fixed_s
-        return np.tile(total, (parts, 1))
+        return total
+
+    @functools.cached_property
+    def _lookup(self) -> DecodeLookup:
+        return DecodeLookup(self.pipeline)
 
     @functools.cached_property
     def _fixed_s(self) -> Floats:

@@ -13,14 +13,14 @@ import numpy as np
 
 from solver.facts.workload import Floats, Ints
 from solver.plan.schedule import Schedule
-from solver.plan.timeline import Timeline, TimelineEntry
+from solver.plan.timeline import Timeline
 from solver.simulate.events_arrivals import Demand
 from solver.simulate.events_clock import Clock
 from solver.simulate.events_costs import Costs, DecodePhase
 from solver.simulate.events_outcome import Outcome
 from solver.simulate.events_policies import Wish, wish
 from solver.simulate.events_queue import Queue, Room
-from solver.simulate.events_record import Moments, Phase, Totals, note, outcome_of
+from solver.simulate.events_record import Moments, Phase, Totals, Work, note, outcome_of
 from solver.simulate.events_rows import Rows, context
 from solver.simulate.points import Conditions
 
@@ -109,8 +109,8 @@ class PhaseLoop:
         ready_s = self._clock.encode(self._costs.encode(inputs, parts), now_s)
         self._encode_start_s[members] = now_s
         self._encode_end_s[members] = ready_s[-1]
-        work = TimelineEntry(0, "encode", 0, 0.0, 0.0, len(inputs), int(inputs.sum()))
-        note(self._timeline, len(self._phases), "encode", now_s, self._clock.free_s, work)
+        work = Work("encode", len(inputs), int(inputs.sum()))
+        note(self._timeline, len(self._phases), work, now_s, self._clock.free_s)
         return ready_s
 
     def _run_decode(self, wanted: Wish, held: int, encoded_s: list[float], new: int) -> float:
@@ -135,8 +135,8 @@ class PhaseLoop:
         if self._barrier:
             self._clock.hold(self._phase_end_s[-1])
         rows.run(iterations)
-        work = TimelineEntry(0, "decode", 0, 0.0, 0.0, int(live[0]), int(live.sum()), iterations)
-        note(self._timeline, len(self._phases), "decode", start_s, self._clock.free_s, work)
+        work = Work("decode", int(live[0]), int(live.sum()), iterations)
+        note(self._timeline, len(self._phases), work, start_s, self._clock.free_s)
         return float((tokens + live).max())
 
     def _decode_phase(self, wanted: Wish, held: int, live: Ints, tokens: Floats) -> DecodePhase:

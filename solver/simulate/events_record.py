@@ -113,13 +113,20 @@ def steady_part(
     return low, high, kept
 
 
-def note(
-    timeline: Timeline, phase: int, kind: Kind, dispatched_s: float, ready_s: list[float], work: TimelineEntry
-) -> None:
-    """Adds one entry per stage; `work` says rows, tokens and iterations."""
-    for stage, ready in enumerate(ready_s):
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What the entries of one phase and kind say, whatever the stage: as in `TimelineEntry`."""
+
+    kind: Kind
+    rows: int
+    tokens: int
+    iterations: int = 0
+    first_stage: int = 0
+
+
+def note(timeline: Timeline, phase: int, work: Work, dispatched_s: float, ready_s: list[float]) -> None:
+    """Adds one entry per stage."""
+    for stage, ready in enumerate(ready_s, start=work.first_stage):
         timeline.add(
-            dataclasses.replace(
-                work, phase=phase, kind=kind, stage=work.stage + stage, dispatched_s=dispatched_s, ready_s=ready
-            )
+            TimelineEntry(phase, work.kind, stage, dispatched_s, ready, work.rows, work.tokens, work.iterations)
         )
