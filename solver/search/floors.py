@@ -14,6 +14,8 @@ import numpy as np
 
 from solver.facts.workload import Floats
 from solver.simulate.costs import Pipeline
+from solver.simulate.lengths import Lengths
+from solver.simulate.points import Conditions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +43,31 @@ class MemoryFloor:
         rows = np.full(len(room), np.inf)
         np.divide(room, self.row_bytes, out=rows, where=self.row_bytes > 0)
         return float(np.where(room < 0, -1.0, rows).min())
+
+
+def memory_floor(
+    pipeline: Pipeline, lengths: Lengths, conditions: Conditions, capacity_bytes: Sequence[float]
+) -> MemoryFloor:
+    """Weights and cache of one pipeline, which no way of counting bytes undercuts; temporaries are left out.
+
+    `capacity_bytes`: of a device of each stage.
+    """
+    stages = pipeline.stages
+    # A model with tied embeddings holds one matrix where its first stage is also the last.
+    ends = [
+        max(s.unit.embed_bytes, s.unit.head_bytes)
+        if s.first and s.last
+        else s.first * s.unit.embed_bytes + s.last * s.unit.head_bytes
+        for s in stages
+    ]
+    token = np.array([stage.layers * stage.unit.cache_token_bytes for stage in stages], np.float64)
+    slots = conditions.cache_layout == "slots"
+    return MemoryFloor(
+        fixed_bytes=np.array([s.layers * s.unit.weights_bytes + e for s, e in zip(stages, ends, strict=True)], float),
+        row_bytes=token * (conditions.cache_tokens or lengths.workload.most_tokens) * slots,
+        token_bytes=token * (not slots),
+        capacity_bytes=np.array(capacity_bytes, np.float64),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

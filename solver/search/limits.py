@@ -38,6 +38,15 @@ class Limits:
             self, latency_s=self.latency_s / keep, ttft_s=self.ttft_s / keep, tpot_s=self.tpot_s / keep
         )
 
+    def without(self, name: str) -> Limits:
+        """All but one: "latency_s", "ttft_s" or "tpot_s"."""
+        return Limits(
+            latency_s=math.inf if name == "latency_s" else self.latency_s,
+            ttft_s=math.inf if name == "ttft_s" else self.ttft_s,
+            tpot_s=math.inf if name == "tpot_s" else self.tpot_s,
+            memory_bytes=self.memory_bytes,
+        )
+
     def memory_share(self, points: Points) -> Floats:
         """float64 [P]: of the capacity, on the fullest stage."""
         if not self.memory_bytes:
