@@ -19,7 +19,8 @@ from solver.simulate.costs import Pipeline
 from solver.simulate.events_apart import ApartLoop
 from solver.simulate.events_arrivals import Demand
 from solver.simulate.events_chunked import ChunkedLoop
-from solver.simulate.events_costs import WorkloadCosts
+from solver.simulate.events_costs import Costs, WorkloadCosts
+from solver.simulate.events_lengths import BatchSource
 from solver.simulate.events_mixed import WorkloadMixedCosts
 from solver.simulate.events_outcome import Outcome, merged
 from solver.simulate.events_phases import PhaseLoop
@@ -59,6 +60,7 @@ def simulate(
     replicas: int = 1,
     cache_tokens: int | None = None,
     page_tokens: int = 1,
+    source: BatchSource | None = None,
     timeline_capacity: int = 20_000,
 ) -> Outcome:
     """Runs the whole demand.
@@ -78,6 +80,8 @@ def simulate(
       replicas: copies of the machines; requests go to them in turns.
       cache_tokens: positions that a replica's cache holds ("paged"); None: no limit.
       page_tokens: positions that are given out together (chunked).
+      source: costs of the very batch, from the lengths of its prompts and, for padded profiles, in its compiled shapes
+        (policies that work in phases); None: prompts cost as the workload's mean ones.
       timeline_capacity: entries that the outcome's timeline keeps, of the first replica.
 
     Raises:
@@ -94,11 +98,16 @@ def simulate(
             mixed = WorkloadMixedCosts(machines.decode, machines.mean_input, fused)
             loop = ChunkedLoop(schedule, mixed, share, room, timeline)
         elif schedule.policy in APART:
-            encode, decode = WorkloadCosts(machines.encode), WorkloadCosts(machines.decode)
+            encode: Costs = WorkloadCosts(machines.encode)
+            if source is not None and source.buckets is None:
+                encode = source.costs(machines.encode, 0)
+            decode = WorkloadCosts(machines.decode)
             per_token_s = machines.hand_over_s / machines.mean_input
             loop = ApartLoop(schedule, encode, decode, share, room, per_token_s, first_token, corrected, timeline)
         else:
-            costs = WorkloadCosts(machines.decode)
+            costs: Costs = WorkloadCosts(machines.decode)
+            if source is not None:
+                costs = source.costs(machines.decode, int(demand.decode_iterations(first_token).max()))
             loop = PhaseLoop(schedule, costs, share, conditions, room, first_token, corrected, barrier, timeline)
         outcomes.append(loop.run())
     return merged(tuple(outcomes))

@@ -123,7 +123,7 @@ class ApartLoop:
         if not live:
             return
         parts = min(self._parts, live)
-        phase = DecodePhase(np.array([live]), np.array([tokens / live]), parts, live, 0)
+        phase = DecodePhase(np.array([live]), np.array([tokens / live]), parts, 1, live, 0)
         done_s = self._decoder.decode(self._decode_costs.decode(phase), self._ready_s[:parts])[0]
         self._ready_s = [*done_s.tolist(), *[float(done_s[-1])] * (self._parts - parts)]
         self._done_s.append(float(done_s.max()))

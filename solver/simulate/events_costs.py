@@ -7,7 +7,6 @@ sources (`solver.simulate.events_lengths`) see the lengths of the very prompts o
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Protocol
 
 import numpy as np
@@ -23,8 +22,9 @@ class DecodePhase:
 
     Attributes:
       rows: int64 [N]: rows computed.
-      tokens: float64 [N]: mean positions that one of them attends to.
+      context: float64 [N]: mean positions that one of them attends to.
       parts: micro-batches.
+      dispatched: iterations asked for; fewer run where all rows end before.
       held: rows whose slots are taken while the phase runs.
       reach: positions of the longest row by the end of the phase; 0 unless the costs ask for it.
     """
@@ -32,30 +32,25 @@ class DecodePhase:
     rows: Ints
     context: Floats
     parts: int
+    dispatched: int
     held: int
     reach: int
 
 
 class Costs(Protocol):
-    """Seconds per stage of one pipeline."""
+    """Seconds per stage of one pipeline.
 
-    @property
-    def stages(self) -> int: ...
+    Attributes:
+      stages: how many.
+      phase_s: fixed cost of a decode phase.
+      return_s: a sampled token's way back to the first stage.
+      most_decode: decode iterations that the runner must allow an answer; 0 where no costs depend on it.
+    """
 
-    @property
-    def phase_s(self) -> float:
-        """Fixed cost of a decode phase."""
-        ...
-
-    @property
-    def most_decode(self) -> int:
-        """Decode iterations that the runner must allow for; 0 where costs do not ask for the longest row's reach."""
-        ...
-
-    @property
-    def return_s(self) -> float:
-        """A sampled token's way back to the first stage."""
-        ...
+    stages: int
+    phase_s: float
+    return_s: float
+    most_decode: int
 
     def encode(self, inputs: Ints, parts: int) -> Floats:
         """float64 [micro-batches, stages] for prompts of these lengths in about `parts` micro-batches."""
@@ -66,34 +61,23 @@ class Costs(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class WorkloadCosts:
-    """By rows; every prompt counts as one of the workload."""
+    """By rows; every prompt counts as one of the workload. Attributes as in `Costs`."""
 
-    pipeline: Pipeline
-    most_decode: int = 0
-
-    @property
-    def stages(self) -> int:
-        return len(self.pipeline.stages)
-
-    @property
-    def phase_s(self) -> float:
-        return self.pipeline.phase_s
-
-    @property
-    def return_s(self) -> float:
-        return self.pipeline.return_s
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.stages = len(pipeline.stages)
+        self.phase_s, self.return_s = pipeline.phase_s, pipeline.return_s
+        self.most_decode = 0
+        self._lookup = DecodeLookup(pipeline)
 
     def encode(self, inputs: Ints, parts: int) -> Floats:
+        """float64 [parts, stages]."""
         return self.pipeline.encode_s(split(len(inputs), parts).astype(np.float64)).T
 
     def decode(self, phase: DecodePhase) -> Floats:
+        """float64 [N, parts, stages]."""
         return decode_parts(self._lookup, phase.rows, phase.context, phase.parts)
-
-    @functools.cached_property
-    def _lookup(self) -> DecodeLookup:
-        return DecodeLookup(self.pipeline)
 
 
 def decode_parts(lookup: DecodeLookup, rows: Ints, context: Floats, parts: int) -> Floats:

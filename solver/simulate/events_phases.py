@@ -62,7 +62,7 @@ class PhaseLoop:
         # Rows that have ended in the phase before, of which the runner hears a phase late.
         self._unheard = 0
         # Rows of a batch that is not compacted.
-        self._batch = 0
+        self._batch = self._slots = 0
         # When each phase's tokens and each iteration's tokens (per micro-batch) are known, and each request's moments.
         self._phase_end_s: list[float] = []
         self._iteration_end_s: list[Floats] = []
@@ -97,7 +97,8 @@ class PhaseLoop:
         live, held = rows.live, held + admitted
         most_tokens = self._run_decode(wanted, held, encoded_s, admitted)
         self._unheard = live - rows.live if late else 0
-        self._batch = 0 if not rows.live else self._batch
+        if not rows.live:
+            self._batch = self._slots = 0
         self._phases.append(Phase(now_s, first, admitted, before, live, held, most_tokens, deferred))
 
     def _encode(self, members: slice, now_s: float) -> list[float]:
@@ -147,19 +148,31 @@ class PhaseLoop:
             self._batch = int(live[0]) if wanted.compact else max(self._batch, int(live[0]))
             computed = np.full_like(live, self._batch)
             attended = attended[0] + np.arange(len(live))
-        parts = min(self._parts, int(computed[0]))
-        return DecodePhase(computed, attended, parts, held, self._reach(len(live)))
+        self._slots = held if wanted.compact else max(self._slots, held)
+        iterations, reach = self._reach(wanted.iterations)
+        return DecodePhase(
+            rows=computed,
+            context=attended,
+            parts=min(self._parts, int(computed[0])),
+            dispatched=iterations,
+            held=self._slots,
+            reach=reach,
+        )
 
-    def _reach(self, iterations: int) -> int:
-        """Positions of the longest live row when the phase is over, as the runner counts them; 0 if nobody asks."""
+    def _reach(self, iterations: int) -> tuple[int, int]:
+        """Iterations worth asking for and positions of the longest row behind them, as the runner counts both.
+
+        It allows every answer as many tokens as the longest has. Without costs that ask for it, the reach is 0.
+        """
         if not self._costs.most_decode:
-            return 0
+            return iterations, 0
         admitted = slice(self._queue.oldest(self._ends, self._rows.iteration), self._queue.next)
         live = self._ends[admitted] > self._rows.iteration
-        joined = self._ends[admitted] - self._decode[admitted]
-        behind = self._rows.iteration - joined
-        reach = self._demand.input_tokens[admitted] + behind + np.minimum(iterations, self._costs.most_decode - behind)
-        return int(reach[live].max())
+        behind = self._rows.iteration - (self._ends[admitted] - self._decode[admitted])[live]
+        left = self._costs.most_decode - behind
+        iterations = min(iterations, int(left.max()))
+        reach = self._demand.input_tokens[admitted][live] + behind + np.minimum(iterations, left)
+        return iterations, int(reach.max())
 
     def _ready_in_turn(self, parts: int, encoded_s: list[float], live: int, new: int) -> list[float]:
         """No barrier: old rows go first, micro-batches with new rows follow when those are encoded."""

@@ -164,7 +164,7 @@ def compare_other(policy: str, task: str, seed: int, phases: int) -> dict[str, o
     encode_batch, decode_batch, budget, iterations, encode_rows, hand_over_s = rows, rows, 0, 1, rows, 0.0
     encoder = pipeline
     if policy in ("static", "dsi"):
-        iterations, encode_rows = lengths.most_decode, rows // (4 if policy == "dsi" else 2)
+        iterations, encode_rows = 4, rows // (4 if policy == "dsi" else 2)
         points = evaluate_static(
             pipeline, lengths, conditions, np.array([rows]), iterations, rows // encode_rows, parts
         )
