@@ -3,9 +3,9 @@
 Throughput and latency are taken to rise with B_E and to fall with N_D, so a block of candidates is judged by two of its
 corners: the optimistic one (largest B_E, smallest N_D) has its highest throughput, the pessimistic one its least
 latency. On measured profiles neither is so, and the result is a schedule without a certificate, a worse one than there
-is, or none (scheduling.md, 1.6 item 7). Written anew from that description: a tolerance loosens the pruning, the block list is
-sorted by lower bound, the other two corners are evaluated and never become incumbents, and feasible optimistic corners
-do not end a block. Only the missing stop at unit blocks is added, without which it does not end.
+is, or none (scheduling.md, 1.6 item 7). Written anew from that description: a tolerance loosens the pruning, the block
+list is sorted by lower bound, the other two corners are evaluated and never become incumbents, and feasible optimistic
+corners do not end a block. Only the missing stop at unit blocks is added, without which it does not end.
 """
 
 from __future__ import annotations
