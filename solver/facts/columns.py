@@ -1,40 +1,27 @@
-"""Columns of numbers from a file that somebody else wrote: CSV with a header, or JSON lines.
+"""Columns of numbers from a file that somebody else wrote (`solver.facts.rows`).
 
-The file may be packed with gzip, or be standard input. A million rows are read in seconds, eight bytes a number. The
-first row that does not fit ends the reading with one line that names file, line, column and value: a log that is half
-wrong is not half used.
+A million rows are read in seconds, eight bytes a number. The first row that does not fit ends the reading with one line
+that names file, line, column and value: a log that is half wrong is not half used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import datetime
 import gzip
-import io
-import itertools
-import json
 import math
-import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Literal, cast
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import numpy as np
 
+from solver.facts.rows import STANDARD, open_bytes, read_blocks
 from solver.facts.truncated_normal import MOST_TOKENS
 from solver.facts.workload import Floats
 
-STANDARD = "-"
-
-_GZIP = b"\x1f\x8b"
-_LINE_BYTES = 2**20
-
-_BLOCK_ROWS = 2**16
-
 Kind = Literal["length", "count", "time"]
-_Values = Sequence[object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +47,10 @@ def read_columns(source: str, wanted: Sequence[Column]) -> list[Floats]:
     parsers = [_Parser(column.kind) for column in wanted]
     blocks: list[list[Floats]] = [[] for _ in wanted]
     try:
-        with _open(source) as stream:
-            rows = _rows(stream, [column.name for column in wanted], shown)
-            while block := list(itertools.islice(rows, _BLOCK_ROWS)):
-                numbers, values = zip(*block, strict=True)
-                for column, parser, found, taken in zip(
-                    wanted, parsers, blocks, zip(*values, strict=True), strict=True
-                ):
-                    found.append(_parse(taken, parser, numbers, f"{shown}: line {{}}: {column.name}"))
+        with open_bytes(source) as stream:
+            for numbers, columns in read_blocks(stream, [column.name for column in wanted], shown):
+                for column, parser, found, values in zip(wanted, parsers, blocks, columns, strict=True):
+                    found.append(_parse(values, parser, numbers, f"{shown}: line {{}}: {column.name}"))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{shown}: is cut short or damaged ({error}); copy it again") from None
     except UnicodeDecodeError:
@@ -92,86 +75,6 @@ def _parse(values: Sequence[object], parser: _Parser, numbers: Sequence[int], wh
             text = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
             raise ValueError(f"{where.format(numbers[i])}: {text} {error}") from None
     return slowly
-
-
-@contextlib.contextmanager
-def _open(source: str) -> Iterator[BinaryIO]:
-    """Bytes of the file or standard input, unpacked."""
-    with contextlib.ExitStack() as stack:
-        raw = sys.stdin.buffer if source == STANDARD else stack.enter_context(open(source, "rb"))
-        stream = cast(io.BufferedReader, raw)
-        if stream.peek(2)[:2] == _GZIP:
-            stream = cast(io.BufferedReader, stack.enter_context(gzip.open(stream)))
-        yield stream
-
-
-def _lines(stream: BinaryIO, shown: str) -> Iterator[str]:
-    number = 0
-    while raw := stream.readline(_LINE_BYTES + 1):
-        number += 1
-        if len(raw) > _LINE_BYTES:
-            raise ValueError(f"{shown}: line {number}: is longer than {_LINE_BYTES} bytes; give CSV or JSON lines")
-        yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-
-
-def _rows(stream: BinaryIO, names: Sequence[str], shown: str) -> Iterator[tuple[int, _Values]]:
-    """Line number and the wanted values of every row, in whichever of the two formats it is."""
-    lines = _lines(stream, shown)
-    first = next(lines, "")
-    while first and not first.strip():
-        first = next(lines, "")
-    if not first:
-        raise ValueError(f"{shown}: is empty; give CSV with a header, or JSON lines")
-    if first.lstrip()[0] in "{[":
-        yield from _json_rows(first, lines, names, shown)
-    else:
-        yield from _csv_rows(first, lines, names, shown)
-
-
-def _csv_rows(first: str, lines: Iterator[str], names: Sequence[str], shown: str) -> Iterator[tuple[int, _Values]]:
-    header = [name.strip() for name in next(csv.reader([first]))]
-    for name in names:
-        if name not in header:
-            raise ValueError(f"{shown}: {name}: no such column; there are {', '.join(header)[:200]}")
-    places = [header.index(name) for name in names]
-    reader = csv.reader(lines)
-    try:
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise ValueError(
-                    f"{shown}: line {reader.line_num + 1}: {len(row)} columns where the header has {len(header)}; "
-                    "is the file cut short?"
-                )
-            yield reader.line_num + 1, [row[place] for place in places]
-    except csv.Error as error:
-        raise ValueError(f"{shown}: line {reader.line_num + 1}: is no CSV ({error})") from None
-
-
-def _json_rows(first: str, lines: Iterator[str], names: Sequence[str], shown: str) -> Iterator[tuple[int, _Values]]:
-    number = 0
-    line: str | None = first
-    while line is not None:
-        number += 1
-        if line.strip():
-            try:
-                row = json.loads(line, parse_constant=_refuse_constant)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{shown}: line {number}: is no JSON ({error}); give one object a line, none cut short"
-                ) from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{shown}: line {number}: is no JSON object; give one object a line")
-            for name in names:
-                if name not in row:
-                    raise ValueError(f"{shown}: line {number}: {name}: missing; there are {', '.join(row)[:200]}")
-            yield number, [row[name] for name in names]
-        line = next(lines, None)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no finite number")
 
 
 class _Parser:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from solver.facts import presets
-from solver.facts.columns import STANDARD
 from solver.facts.copula import joint_pmf
 from solver.facts.histogram import Histogram, histogram, joint, within
+from solver.facts.rows import STANDARD
 from solver.facts.truncated_normal import MOST_TOKENS, Moments, lengths_pmf
 from solver.facts.workload import Floats, Ints, Trace, Workload, merge
 from solver.plan import strict_json
@@ -217,12 +216,7 @@ def _text(value: object, indent: str) -> str:
         fields = [f'{deeper}"{name}": {_text(part, deeper)}' for name, part in value.items() if part is not None]
         return "{\n" + ",\n".join(fields) + f"\n{indent}}}"
     if isinstance(value, tuple):
-        numbers = [json.dumps(_short(number), allow_nan=False) for number in value]
+        numbers = json.dumps(value, allow_nan=False)[1:-1].split(", ")
         lines = [", ".join(numbers[i : i + _NUMBERS_A_LINE]) for i in range(0, len(numbers), _NUMBERS_A_LINE)]
         return f"[\n{indent}  " + f",\n{indent}  ".join(lines) + f"\n{indent}]"
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
-
-
-def _short(number: float) -> float:
-    """Whole counts without a point."""
-    return int(number) if isinstance(number, float) and number.is_integer() and math.fabs(number) < 2**53 else number
