@@ -16,6 +16,7 @@ from ortools.sat.python import cp_model
 
 from solver.search.check_placement import faults_of
 from solver.search.cp_packing import Groups, add_packing
+from solver.search.placement_bounds import Reduced, reduce_problem
 from solver.search.placement_problem import Form, Pattern, Placement, PlacementProblem, value_ns
 
 SEED = 0
@@ -39,7 +40,7 @@ def best_placement(
     started = time.perf_counter()
     known = value_ns(problem, hint) if hint and not faults_of(problem, hint) else None
     upper = min((each for each in (known, beat_ns) if each is not None), default=None)
-    model = _Model(problem, useful_patterns(problem, upper), upper)
+    model = _Model(problem, reduce_problem(problem, upper), upper)
     if hint:
         model.start_from(hint)
     counts, bound, proven = model.solve(max(0.001, time_limit_s - (time.perf_counter() - started)))
@@ -56,60 +57,18 @@ def best_placement(
     return Placement(counts, value, bound, proven, time.perf_counter() - started)
 
 
-def useful_patterns(problem: PlacementProblem, upper: int | None) -> list[int]:
-    """Patterns that may stand in a placement no worse than `upper`, and within the limits.
-
-    A stage alone bounds the bottleneck; with the rest of the layers at the least time per layer, the path. All devices
-    at work all the time bound the bottleneck too.
-    """
-    loads = range(len(problem.micro_batches))
-    least = {
-        role: [min((p.times_ns[i] / p.layers for p in problem.patterns if p.role == role), default=0.0) for i in loads]
-        for role in problem.roles
-    }
-    busy = [_busy_ns(problem, load) for load in loads]
-    most = [(form, upper) for form in problem.objective if upper is not None]
-    most += [(limit.form, limit.most_ns) for limit in problem.limits]
-    kept = []
-    for index, p in enumerate(problem.patterns):
-        slowest = [max(p.times_ns[i], busy[i]) for i in loads]
-        path = [p.times_ns[i] + math.floor((problem.layers - p.layers) * least[p.role][i]) for i in loads]
-        if all(_at_least(form, problem.micro_batches, slowest, path) <= limit for form, limit in most):
-            kept.append(index)
-    return kept
-
-
-def _busy_ns(problem: PlacementProblem, load: int) -> int:
-    """The bottleneck if every device were busy all the time, at the least device time per layer of its pool."""
-    layers_per_ns = 0.0
-    for pool, shape in enumerate(problem.pools):
-        spent = [
-            p.tensor * p.times_ns[load] / p.layers for p in problem.patterns if p.pool == pool and p.times_ns[load]
-        ]
-        layers_per_ns += shape.devices / min(spent) if spent else 0.0
-    return math.floor(problem.layers / layers_per_ns * (1 - 1e-9)) if layers_per_ns else 0
-
-
-def _at_least(form: Form, micro: tuple[int, ...], slowest: list[int], path: list[int]) -> int:
-    return form.constant_ns + sum(
-        form.pace[i] * max(m * slowest[i], path[i])
-        + form.drained[i] * ((m - 1) * slowest[i] + path[i])
-        + form.bottleneck[i] * slowest[i]
-        for i, m in enumerate(micro)
-    )
-
-
 class _Model:
     """One CP-SAT model over the patterns in use."""
 
-    def __init__(self, problem: PlacementProblem, useful: list[int], upper: int | None) -> None:
+    def __init__(self, problem: PlacementProblem, reduced: Reduced, upper: int | None) -> None:
         self.problem, self.model = problem, cp_model.CpModel()
-        self.patterns: dict[int, Pattern] = {index: problem.patterns[index] for index in useful}
+        self.patterns: dict[int, Pattern] = {index: problem.patterns[index] for index in reduced.useful}
         self.uses = {index: self.model.new_int_var(0, self._most(p), f"n{index}") for index, p in self.patterns.items()}
         self.groups = Groups(self.model, self.patterns, self.uses, problem.most_stages)
         self.alone = add_packing(problem, self.model, self.groups)
-        self.occurs = {index: self._occurs(index) for index in useful}
+        self.occurs = {index: self._occurs(index) for index in reduced.useful}
         self._shapes()
+        self.floors_ns = reduced.floors_ns
         self.slowest, self.path, self.pace = self._loads()
         self._objective(upper)
 
@@ -149,10 +108,19 @@ class _Model:
             times = {index: p.times_ns[load] for index, p in self.patterns.items()}
             most = max(times.values(), default=0)
             longest = (most + problem.path_ns[load]) * problem.most_stages
-            slow = model.new_int_var(0, most, f"M{load}")
+            # A floor above every time: nothing is left to choose from, and the model has no solution.
+            slow = model.new_int_var(min(self.floors_ns[load], most), most, f"M{load}")
             for index, time_ns in times.items():
-                if time_ns:
+                if time_ns and self.patterns[index].position == "middle":
                     model.add(slow >= time_ns * self.occurs[index])
+            for role in problem.roles:
+                for ends in (("first", "both"), ("last", "both")):  # exactly one stage is such
+                    alike = {
+                        i: time_ns
+                        for i, time_ns in times.items()
+                        if self.patterns[i].role == role and self.patterns[i].position in ends
+                    }
+                    model.add(slow >= self._weighted(alike))
             path = model.new_int_var(0, longest, f"S{load}")
             backs = [
                 problem.path_ns[load] * (1 - self.alone[role])
@@ -161,7 +129,7 @@ class _Model:
             ]
             total = self._weighted(times)
             model.add(path == total + sum(backs))
-            self._spread(times, slow, total)
+            self._spread(load, times, slow)
             pace = model.new_int_var(0, max(micro * most, longest), f"T{load}")
             model.add(pace >= micro * slow)
             model.add(pace >= path)
@@ -173,12 +141,19 @@ class _Model:
     def _weighted(self, weights: Mapping[int, int]) -> cp_model.LinearExpr:
         return cp_model.LinearExpr.weighted_sum([self.uses[i] for i in weights], list(weights.values()))
 
-    def _spread(self, times: Mapping[int, int], slow: cp_model.IntVar, total: cp_model.LinearExpr) -> None:
-        """Redundant: device time on a pool is at most the bottleneck times its devices; so are stages."""
+    def _spread(self, load: int, times: Mapping[int, int], slow: cp_model.IntVar) -> None:
+        """Redundant: device time on a pool is at most the bottleneck M times the devices in use; so are stages.
+
+        Of the product only what is linear is kept: with a floor F of M and at most C devices, of which c are in use,
+        (M - F) (C - c) >= 0 says c M <= C M - F (C - c).
+        """
+        floor = min(self.floors_ns[load], max(times.values(), default=0))
         for pool, shape in enumerate(self.problem.pools):
-            spent = {i: p.tensor * times[i] for i, p in self.patterns.items() if p.pool == pool}
-            self.model.add(self._weighted(spent) <= shape.devices * slow)
-        self.model.add(total <= self.problem.most_stages * slow)
+            here = {i: p.tensor for i, p in self.patterns.items() if p.pool == pool and times[i]}
+            spent = {i: tensor * (times[i] - floor) for i, tensor in here.items()}
+            self.model.add(self._weighted(spent) <= shape.devices * (slow - floor))
+        stages = {i: time_ns - floor for i, time_ns in times.items() if time_ns}
+        self.model.add(self._weighted(stages) <= self.problem.most_stages * (slow - floor))
 
     def _form(self, form: Form) -> cp_model.LinearExpr:
         variables: list[cp_model.IntVar] = []
