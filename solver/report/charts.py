@@ -172,7 +172,10 @@ def pareto_chart(fronts: Mapping[str, Sequence[FrontPoint]], title: str, bound_l
         axes.set_ylim(bottom=0)
         axes.set_xlabel(bound_label)
         axes.set_ylabel("requests per second")
-        axes.legend(loc="lower right", fontsize=9)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower right", fontsize=9)
+        else:
+            axes.text(0.5, 0.5, "no plan under any of these bounds", ha="center", transform=axes.transAxes)
 
     return Chart(title, draw, 4.6)
 

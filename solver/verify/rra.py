@@ -90,6 +90,7 @@ class Line:
         self.setting = setting
         self.back_s = 0.0
         self._distinct: dict[tuple[object, ...], tuple[StageTimes, int]] = {}
+        self._calls: dict[tuple[tuple[object, ...], int, int], float] = {}
         devices = setting.cluster.devices()
         for index, stage in enumerate(stages):
             last = index == len(stages) - 1
@@ -111,10 +112,17 @@ class Line:
     def calls_s(self, calls: list[tuple[int, int]], parts: int) -> float:
         """T_E where a batch goes in these calls of compiled shapes (rows, tokens)."""
         each = [
-            (sum(times.call_s(rows, tokens) for rows, tokens in calls), count)
-            for times, count in self._distinct.values()
+            (sum(self._call_s(key, rows, tokens) for rows, tokens in calls), count)
+            for key, (_, count) in self._distinct.items()
         ]
         return sum(s / parts * count for s, count in each) + (parts - 1) * max(s / parts for s, _ in each)
+
+    def _call_s(self, key: tuple[object, ...], rows: int, tokens: int) -> float:
+        """The same few shapes come again and again."""
+        shape = (key, rows, tokens)
+        if shape not in self._calls:
+            self._calls[shape] = self._distinct[key][0].call_s(rows, tokens)
+        return self._calls[shape]
 
     def iteration_s(self, rows: float, context: float, parts: int) -> tuple[float, float]:
         """(T_D, b): to the next iteration's start, and what the last one takes longer."""
@@ -218,14 +226,13 @@ def _padded_encode_s(line: Line, workload: Workload, candidate: Candidate, plan:
     longest = plan.buckets.encode_tokens[-1]
     share = workload.probability / workload.probability.sum()
     total = 0.0
-    rounds = max(20, _SAMPLES // candidate.encode_batch)
-    for _ in range(rounds):
+    for _ in range(_SAMPLES):
         drawn = rng.choice(workload.input_tokens, candidate.encode_batch, p=share)
         calls = [(1, longest) for length in drawn if length > longest for _ in range(math.ceil(length / longest))]
         whole = [int(length) for length in drawn if length <= longest]
         calls += [(call.rows_bucket, call.tokens_bucket) for call in pack(whole, plan.buckets)]
         total += line.calls_s(calls, candidate.encode_parts)
-    return total / rounds
+    return total / _SAMPLES
 
 
 def _padded_iteration_s(line: Line, answers: Answers, candidate: Candidate, plan: Plan) -> tuple[float, float]:

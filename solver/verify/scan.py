@@ -129,7 +129,7 @@ class _Scanner:
 
     def _fits(self, layout: Layout, candidate: Candidate, found: Derived) -> bool:
         plan = self._plan
-        peak = found.decode_batch + _DEVIATIONS * math.sqrt(found.rows_variance) + _EXTRA_ROWS
+        peak = found.decode_batch + _DEVIATIONS * math.sqrt(max(found.rows_variance, 0.0)) + _EXTRA_ROWS
         rows = max(candidate.encode_batch, math.ceil(peak))
         schedule = Schedule(
             policy="rra",
