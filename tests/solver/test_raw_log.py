@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,50 @@ def test_drift_of_a_step() -> None:
         assert (found.windows, found.lowest, found.highest) == (12, pytest.approx(0.8), pytest.approx(1.2))
         assert found.step == pytest.approx(0.4)
     assert arrivals_of(Trace(np.zeros(3), outputs[:3], outputs[:3])) is None
+
+
+def test_plain_and_quoted_files_read_alike_across_blocks(tmp_path: Path) -> None:
+    """One quote somewhere hands the rest over to the slower reader; blocks end in the middle of lines."""
+    rng = np.random.default_rng(6)
+    rows = rng.integers(1, 100_000, (90_000, 3))
+    lines = [f"{i},{o},{t}\n" for i, o, t in rows.tolist()]
+    plain, quoted = tmp_path / "plain.csv", tmp_path / "quoted.csv"
+    plain.write_text("in,out,at\n" + "".join(lines))
+    lines[70_000] = '"{}",{},{}\n'.format(*rows[70_000])
+    quoted.write_text("in,out,at\n" + "".join(lines).rstrip())
+    assert plain.stat().st_size > 2**20
+    for path in (plain, quoted):
+        trace, _ = read_trace(str(path), "in", "out", "at")
+        order = np.argsort(rows[:, 2], kind="stable")
+        assert (trace.input_tokens == rows[order, 0]).all()
+        assert (trace.output_tokens == rows[order, 1]).all()
+    lines[85_000] = "1,0,1\n"
+    quoted.write_text("\nin,out,at\n" + "".join(lines))
+    with pytest.raises(ValueError, match=r"quoted.csv: line 85003: out: '0'"):
+        read_trace(str(quoted), "in", "out", "at")
+
+
+def test_rows_of_changing_width_that_add_up_are_not_taken_for_plain(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("in,out,at\n1,2\n3,4,5,6\n")
+    with pytest.raises(ValueError, match=r"log.csv: line 2: 2 columns where the header has 3"):
+        read_trace(str(path), "in", "out", None)
+
+
+@pytest.mark.full
+def test_a_million_rows_in_bounded_memory(tmp_path: Path) -> None:
+    """The peak stays near the sixteen megabytes of the columns, wherever the bad row stands."""
+    path = tmp_path / "log.csv"
+    with path.open("w") as stream:
+        stream.write("in,out\n")
+        stream.writelines(f"{i % 4000 + 1},{i % 700 + 1}\n" for i in range(1_000_000))
+    tracemalloc.start()
+    trace, _ = read_trace(str(path), "in", "out", None)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(trace.input_tokens) == 1_000_000
+    assert peak_bytes < 100 * 2**20
+    with path.open("a") as stream:
+        stream.write("3,nan\n")
+    with pytest.raises(ValueError, match="line 1000002: out: 'nan'"):
+        read_trace(str(path), "in", "out", None)
