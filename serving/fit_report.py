@@ -11,7 +11,7 @@ from solver.facts.trace_stats import Arrivals, Drift, arrivals_of, drift_of
 from solver.facts.workload import Workload
 
 _BARS = 12
-_BAR_WIDTH = 32
+_BAR_WIDTH = 13
 
 
 def show(workload: Workload, console: Console) -> None:

@@ -2,7 +2,7 @@
 
 `moments` (a truncated normal each for input and output, ExeGPT's tasks), `pairs` (a joint histogram) or `trace`
 (requests in order, with arrival times where they are known). `exegpt fit` writes it; presets stand in
-`configs/workloads`. Raw logs of others are read by `solver.facts.columns`.
+`configs/workloads`. Raw logs of others are read by `solver.facts.raw_log`.
 """
 
 from __future__ import annotations
