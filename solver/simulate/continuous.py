@@ -102,11 +102,9 @@ def _iteration_s(pipeline: Pipeline, lengths: Lengths, rows: Floats, parts: Floa
     if padding is None:
         found = iterations_s(pipeline, rows[None, :], residents(lengths, 1).context[:1], parts)
         return (found.apart_s + found.drain_s)[0] + pipeline.phase_s
-    total = np.full(rows.size, pipeline.phase_s)
-    for share, rung, attended in decode_mixture(padding, lengths, 1, rows, np.zeros_like(rows), rows.astype(np.int64)):
-        found = iterations_s(pipeline, rung[None, :], np.array([float(attended)]), parts)
-        total = total + share * (found.apart_s + found.drain_s)[0]
-    return total
+    share, rungs, attended = decode_mixture(padding, lengths, 1, rows, np.zeros_like(rows), rows.astype(np.int64))
+    found = iterations_s(pipeline, rungs, attended, parts)
+    return (share * (found.apart_s + found.drain_s)).sum(axis=0) + pipeline.phase_s
 
 
 def _tokens(lengths: Lengths, conditions: Conditions, rows: Floats) -> Floats:
@@ -161,17 +159,18 @@ def evaluate_chunked(
     iteration = encode + decode
     throughput = rows / (mean_decode * iteration)
     workload = lengths.workload
-    chunks = np.ceil(workload.input_tokens[:, None] / np.maximum(room, 1.0))
-    mean_chunks = workload.probability @ chunks
+    prompts, where = np.unique(workload.input_tokens, return_inverse=True)
+    share = np.bincount(where.ravel(), weights=workload.probability)
+    chunks = np.ceil(prompts[:, None] / np.maximum(room, 1.0))
+    mean_chunks = share @ chunks
 
     def service(steps: Ints) -> Floats:
         return (mean_chunks + steps[:, None]) * iteration
 
     first_mean = service(np.array([0 if lengths.first_token == "encode" else 1]))[0]
     latency, _, tpot = percentiles(lengths, conditions, service, first_mean, iteration, throughput, rate_rps, with_tpot)
-    order = np.argsort(workload.input_tokens, kind="stable")
-    at = np.searchsorted(np.cumsum(workload.probability[order]), conditions.ttft_percentile / 100 - 1e-9)
-    longest = chunks[order[min(int(at), len(order) - 1)]]
+    at = np.searchsorted(np.cumsum(share), conditions.ttft_percentile / 100 - 1e-9)
+    longest = chunks[min(int(at), len(prompts) - 1)]
     ttft = first_mean + (longest - mean_chunks) * iteration
     if conditions.clock == "arrival":
         ttft = np.where(np.isfinite(latency), ttft + iteration, np.inf)

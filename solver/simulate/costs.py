@@ -102,6 +102,11 @@ class Pipeline:
         """float64 [stages, contexts, r]: each stage on a decode micro-batch of r rows, hand-over included (x_j)."""
         return np.stack([_decode_s(stage) for stage in self.stages])
 
+    @functools.cached_property
+    def decode_pairs_s(self) -> Floats:
+        """float64 [stages, contexts, r, 2]: `decode_rows_s` at r and at r + 1 rows, r below the last."""
+        return np.stack([self.decode_rows_s[..., :-1], self.decode_rows_s[..., 1:]], axis=-1)
+
     @property
     def phase_s(self) -> float:
         """What each decode phase costs beside its iterations: the slowest stage's."""

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from solver.facts.workload import Floats
+from solver.facts.workload import Floats, Ints
 from solver.simulate.costs import Pipeline
 
 
@@ -53,32 +53,39 @@ def iterations_s(pipeline: Pipeline, rows: Floats, context: Floats, micro_batche
     low = np.clip(np.searchsorted(knots, context, side="right") - 1, 0, max(0, len(knots) - 2))
     high = np.minimum(low + 1, len(knots) - 1)
     share = np.clip((context - knots[low]) / np.where(high > low, knots[high] - knots[low], 1.0), 0.0, 1.0)[:, None]
-    path: Floats | float = 0.0
+    path: Floats | None = None
     most: Floats | None = None
     for stage, count in _distinct(pipeline):
-        seconds = _stage_s(pipeline.decode_rows_s[stage], low, high, share, below, part)
-        path = path + count * seconds if count > 1 else path + seconds
+        seconds = _stage_s(pipeline.decode_pairs_s[stage], low, high, share, below, part)
+        several = seconds if count == 1 else count * seconds
+        path = several if path is None else path + several
         most = seconds if most is None else np.maximum(most, seconds)
+    assert path is not None
     assert most is not None
-    path = path + pipeline.return_s if len(pipeline.stages) > 1 else np.asarray(path)
+    if len(pipeline.stages) == 1:
+        return Iterations(micro_batches * most, np.broadcast_to(0.0, most.shape))
+    path = path + pipeline.return_s
     return Iterations(np.maximum(micro_batches * most, path), np.minimum(path - most, (micro_batches - 1) * most))
 
 
-def _stage_s(
-    table: Floats, low: np.ndarray, high: np.ndarray, share: Floats, below: np.ndarray, part: Floats
-) -> Floats:
-    """float64 [U, P] of one stage's table [contexts, r]."""
+def _stage_s(pairs: Floats, low: Ints, high: Ints, share: Floats, below: Ints, part: Floats) -> Floats:
+    """float64 [U, P] of one stage, from [contexts, r, 2]: seconds at r and r + 1 rows, fetched together."""
     if len(below) == 1:
-        curve = table[:, below[0]] * (1 - part[0]) + table[:, below[0] + 1] * part[0]
+        curve = pairs[:, below[0], 0] * (1 - part[0]) + pairs[:, below[0], 1] * part[0]
         return curve[low] * (1 - share) + curve[high] * share
-    flat, width = table.ravel(), table.shape[1]
-    at_low, at_high = below + (low * width)[:, None], below + (high * width)[:, None]
-    first = flat.take(at_low) * (1 - share) + flat.take(at_high) * share
-    second = flat.take(at_low + 1) * (1 - share) + flat.take(at_high + 1) * share
-    return first + (second - first) * part
+    flat, width = pairs.reshape(-1, 2), pairs.shape[1]
+    both = flat.take(below + (low * width)[:, None], axis=0)
+    both *= 1 - share[:, :, None]
+    above = flat.take(below + (high * width)[:, None], axis=0)
+    above *= share[:, :, None]
+    both += above
+    seconds: Floats = both[..., 1] - both[..., 0]
+    seconds *= part
+    seconds += both[..., 0]
+    return seconds
 
 
-def _split(rows: Floats, most: int) -> tuple[np.ndarray, Floats]:
+def _split(rows: Floats, most: int) -> tuple[Ints, Floats]:
     below = np.minimum(rows.astype(np.int64), most - 1)
     return below, rows - below
 

@@ -23,6 +23,10 @@ from solver.simulate.lengths import Lengths
 # Prompt tokens of one encode call at most, so that its activations stay small beside the cache.
 CALL_TOKENS = 8192
 # Counts of prompts per rung that are gone through one by one; more are drawn, about so many prompts of each batch size.
+# The most rungs that a ladder of decode rows has.
+_ROW_RUNGS = 5
+# Calls that are less probable are left out.
+_UNLIKELY = 1e-12
 _FEW, _SAMPLES, _SEED = 1024, 4096, 20240407
 
 Call = tuple[float, int, int]
@@ -147,36 +151,42 @@ def reach_of_batch(padding: Padding, lengths: Lengths, generated: Ints, batch: F
 
 def decode_mixture(
     padding: Padding, lengths: Lengths, iterations: int, rows: Floats, deviation: Floats, max_rows: Ints
-) -> list[tuple[Floats, Floats, int]]:
-    """The calls that a phase may run as: (probability [P], rows [P], attended positions).
+) -> tuple[Floats, Floats, Floats]:
+    """The calls that a phase may run as: probability [calls, P], rows [calls, P], attended positions [calls].
 
     Args:
       rows, deviation: float64 [P]: mean and standard deviation of residents.
       max_rows: int64 [P]: rows allocated, the largest rung.
     """
-    ladders = np.array([_row_ladder(padding, int(most)) for most in max_rows])
-    below = _normal((ladders + 0.5 - rows[:, None]) / np.maximum(deviation, 1e-9)[:, None])
-    below[:, -1] = 1.0
-    row_share = np.diff(below, axis=1, prepend=0.0)
-    reach = reach_shares(padding, lengths, iterations)[None, :] ** np.maximum(rows, 1.0)[:, None]
-    reach_share = np.diff(reach, axis=1, prepend=0.0)
-    calls = []
-    for i in range(ladders.shape[1]):
-        for j, rung in enumerate(padding.cache_rungs):
-            share = row_share[:, i] * reach_share[:, j]
-            for all_rows in (True, False):
-                chosen = np.where((ladders[:, i] == max_rows) == all_rows, share, 0.0)
-                if chosen.any():
-                    attended = attended_tokens(rung, iterations, all_rows, padding.cache_rungs)
-                    calls.append((chosen, ladders[:, i].astype(np.float64), attended))
-    return calls
+    ladders = np.array([_row_ladder(padding, int(most)) for most in max_rows], np.float64).T
+    below = _normal((ladders + 0.5 - rows) / np.maximum(deviation, 1e-9))
+    below[-1] = 1.0
+    row_share = np.diff(below, axis=0, prepend=0.0)
+    rungs = padding.cache_rungs
+    reach = reach_shares(padding, lengths, iterations)[:, None] ** np.maximum(rows, 1.0)
+    reach_share = np.diff(reach, axis=0, prepend=0.0)
+    all_rows = ladders == max_rows
+    # All rows and few of them attend to different rungs, so each pair of rungs stands twice.
+    shares, attended = [], []
+    for whole in (True, False):
+        chosen = np.where(all_rows == whole, row_share, 0.0)
+        shares.append(chosen[:, None, :] * reach_share[None, :, :])
+        attended.append([attended_tokens(rung, iterations, whole, rungs) for rung in rungs])
+    count = len(ladders)
+    share = np.concatenate(shares).reshape(-1, rows.size)
+    likely = (share > _UNLIKELY).any(axis=1)
+    return (
+        share[likely],
+        np.tile(np.repeat(ladders, len(rungs), axis=0), (2, 1))[likely],
+        np.concatenate([np.tile(np.array(each, np.float64), count) for each in attended])[likely],
+    )
 
 
 @functools.lru_cache(maxsize=65536)
 def _row_ladder(padding: Padding, max_rows: int) -> tuple[int, ...]:
     """Rungs of decode rows; short ladders repeat their last rung, so that all have the same length."""
     rungs = padding.buckets(1, max_rows).decode_rows
-    return rungs + (max_rows,) * (8 - len(rungs))
+    return rungs + (max_rows,) * (_ROW_RUNGS - len(rungs))
 
 
 def _normal(z: Floats) -> Floats:

@@ -181,11 +181,11 @@ def _times(
     parts = decode_parts.astype(np.float64)
     if padding is not None:
         deviation = np.sqrt(batch * found.rows_variance)
-        apart, drain = np.zeros((1, batch.size)), np.zeros((1, batch.size))
-        calls = decode_mixture(padding, steady.lengths, count, batch * found.rows[0], deviation, max_rows)
-        for share, rows, attended in calls:
-            one = iterations_s(pipeline, rows[None, :], np.array([float(attended)]), parts)
-            apart, drain = apart + share * one.apart_s, drain + share * one.drain_s
+        share, rows, attended = decode_mixture(
+            padding, steady.lengths, count, batch * found.rows[0], deviation, max_rows
+        )
+        one = iterations_s(pipeline, rows, attended, parts)
+        apart, drain = ((share * times).sum(axis=0, keepdims=True) for times in (one.apart_s, one.drain_s))
         apart, drain = np.repeat(apart, count, axis=0), np.repeat(drain, count, axis=0)
     elif steady.conditions.compaction == "phase":
         # Rows that end go on to the end of the phase, and so does their context.

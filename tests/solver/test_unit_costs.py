@@ -135,9 +135,10 @@ def test_reach_of_residents(n: int) -> None:
 def test_decode_calls_of_a_phase_are_a_distribution() -> None:
     lengths, padding = lengths_of(random_workload(np.random.default_rng(6)), "encode"), Padding(256, 200)
     rows, most = np.array([5.0, 20.0, 31.0]), np.array([8, 32, 32])
-    calls = decode_mixture(padding, lengths, 8, rows, np.sqrt(rows) / 2, most)
-    assert sum(share for share, _, _ in calls) == pytest.approx(np.ones(3))
-    mean = sum(share * rung for share, rung, _ in calls)
+    share, rungs, attended = decode_mixture(padding, lengths, 8, rows, np.sqrt(rows) / 2, most)
+    assert share.shape == rungs.shape == (len(attended), 3)
+    assert share.sum(axis=0) == pytest.approx(np.ones(3))
+    mean = (share * rungs).sum(axis=0)
     assert np.all((mean >= rows) & (mean <= most))
 
 
