@@ -22,11 +22,11 @@ from solver.simulate.lengths import Lengths
 
 # Prompt tokens of one encode call at most, so that its activations stay small beside the cache.
 CALL_TOKENS = 8192
-# Counts of prompts per rung that are gone through one by one; more are drawn, about so many prompts of each batch size.
 # The most rungs that a ladder of decode rows has.
 _ROW_RUNGS = 5
 # Calls that are less probable are left out.
 _UNLIKELY = 1e-12
+# Counts of prompts per rung that are gone through one by one; more are drawn, about so many prompts of each batch size.
 _FEW, _SAMPLES, _SEED = 1024, 4096, 20240407
 
 Call = tuple[float, int, int]
