@@ -41,6 +41,16 @@ def reduce_problem(problem: PlacementProblem, upper: int | None) -> Reduced:
         useful = kept
 
 
+def least_value_ns(problem: PlacementProblem) -> int:
+    """A value that no placement is below, without solving anything."""
+    useful = tuple(range(len(problem.patterns)))
+    loads = range(len(problem.micro_batches))
+    floors = [_floor_ns(problem, useful, load) for load in loads]
+    least = _least_per_layer(problem, useful)
+    path = [sum(int(problem.layers * least[role][load]) for role in problem.roles) for load in loads]
+    return max(_at_least(form, problem.micro_batches, floors, path) for form in problem.objective)
+
+
 def _may_pay(
     problem: PlacementProblem,
     index: int,

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.placement --output=tests/benchmarks/results/placement
 
-Costs are rooflines of GPT-3 shapes (weights and cache over bandwidth or operations over speed, collectives and
-hand-overs by link), since they need no profile. Every case is solved alone, as one pipeline over all devices, and over
-all numbers of replicas; every case is a process of its own, so that its peak memory is its own.
+Costs come from the shipped profiles, rows and contexts from the steady state of a task of the paper. Every case is
+solved as one pipeline over all devices, and over all numbers of replicas at the same batch per copy; every case is a
+process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -24,142 +24,149 @@ import sys
 import time
 from collections.abc import Mapping
 
-import numpy as np
-
-from solver.facts.cluster import LEVELS, Cluster, DeviceKind, HostGroup, Link
+from solver.facts.cluster import Cluster
+from solver.facts.cluster_file import load_cluster
+from solver.facts.model_config import read_model_spec
+from solver.facts.model_spec import ModelSpec
+from solver.facts.presets import find
+from solver.facts.profile_file import find_profile
+from solver.facts.workload_file import load_workload
 from solver.search.cp_placement import best_placement
 from solver.search.layout import lay_out
 from solver.search.patterns import Load, MemoryNeed, make_patterns
 from solver.search.placement_forms import rra_period
-from solver.search.placement_problem import PlacementProblem, value_ns
+from solver.search.placement_problem import Form, Limit, PlacementProblem, value_ns
 from solver.search.pools import Pool, pools_of
 from solver.search.replicas import best_replicas
 from solver.search.start_placement import start_placement
 from solver.simulate.costs import UnitCosts
+from solver.simulate.lengths import lengths_of, residents
+from solver.simulate.unit_costs import unit_costs
 
-A40 = DeviceKind("a40", 48 * 2**30, 696e9, 149.7e12)
-A100 = DeviceKind("a100", 80 * 2**30, 2039e9, 312e12)
-PCIE, NVLINK, POD = Link(5e-6, 25e9), Link(3e-6, 250e9), Link(1e-5, 12.5e9)
-# Layers, hidden size: GPT-3 341B and 175B.
-MODELS = {"gpt3-341b": (120, 15360), "gpt3-175b": (96, 12288), "gpt3-39b": (48, 8192)}
-EFFICIENCY = 0.6
-PROMPT_TOKENS, MEAN_CONTEXT = 256, 320.0
+MEMORY_SHARE = 0.9
+SLACK = 1.3  # allocated tokens over their mean
+TEMPORARY_BYTES = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One problem: a model on a cluster at one point (B_E, N_D) with mean residents n and micro-batch counts."""
+    """One problem: a model on a cluster at one point (B_E, N_D) of a task.
+
+    Attributes:
+      clusters: presets; several stand side by side.
+      samples: that stand for the decode phase.
+      pass_share: limit of one pass of every load, from the least possible (0) to that of the best period (1).
+    """
 
     name: str
     model: str
-    groups: tuple[tuple[str, int], ...]
+    clusters: tuple[tuple[str, int], ...]
+    task: str
     encode_batch: int
-    rows: int
     iterations: int
     encode_micro: int
     decode_micro: int
+    samples: int = 1
+    pass_share: float | None = None
 
     @property
     def cluster(self) -> Cluster:
-        groups = tuple(HostGroup(kind, hosts, 1, 8) for kind, hosts in self.groups)
-        return Cluster(self.name, "made up", (A40, A100), groups, NVLINK, NVLINK, POD)
+        parts = [load_cluster(name, devices) for name, devices in self.clusters]
+        groups = tuple(group for part in parts for group in part.groups)
+        kinds = {kind.name: kind for part in parts for kind in part.kinds}
+        return dataclasses.replace(parts[0], name=self.name, kinds=tuple(kinds.values()), groups=groups)
 
 
+A40, MIXED, POD = (("paper-a40-48", 48),), (("paper-a100-16", 16), ("paper-a40-48", 32)), (("pod-1024-h100", 1024),)
 CASES = (
-    Case("48 A40", "gpt3-341b", (("a40", 6),), 32, 192, 16, 4, 6),
-    Case("48 A40, small batch", "gpt3-341b", (("a40", 6),), 8, 40, 32, 2, 2),
-    Case("48 A40, 39B", "gpt3-39b", (("a40", 6),), 32, 192, 16, 4, 6),
-    Case("16 A100 + 32 A40", "gpt3-341b", (("a100", 2), ("a40", 4)), 32, 192, 16, 4, 6),
-    Case("16 A100 + 32 A40, small batch", "gpt3-341b", (("a100", 2), ("a40", 4)), 8, 40, 32, 2, 2),
-    Case("1,024 A100", "gpt3-341b", (("a100", 128),), 128, 768, 16, 16, 24),
-    Case("1,024 A100, small batch", "gpt3-341b", (("a100", 128),), 32, 160, 32, 4, 4),
-    Case("1,024 A100, 175B", "gpt3-175b", (("a100", 128),), 64, 384, 16, 8, 12),
+    Case("48 A40", "gpt3-341b", A40, "paper-g", 16, 16, 4, 6),
+    Case("48 A40, small batch", "gpt3-341b", A40, "paper-s", 8, 32, 2, 2),
+    Case("48 A40, 39B", "gpt3-39b", A40, "paper-t", 16, 16, 4, 6),
+    Case("48 A40, 39B, 3 samples, limit", "gpt3-39b", A40, "paper-t", 16, 48, 4, 6, 3, 0.5),
+    Case("16 A100 + 32 A40", "gpt3-341b", MIXED, "paper-g", 16, 16, 4, 6),
+    Case("16 A100 + 32 A40, small batch", "gpt3-341b", MIXED, "paper-s", 8, 32, 2, 2),
+    Case("16 A100 + 32 A40, 3 samples", "gpt3-341b", MIXED, "paper-t", 16, 48, 4, 6, 3),
+    Case("16 A100 + 32 A40, limit", "gpt3-341b", MIXED, "paper-t", 16, 16, 4, 6, 1, 0.3),
+    Case("1,024 H100", "gpt3-341b", POD, "paper-g", 64, 16, 16, 24),
+    Case("1,024 H100, small batch", "gpt3-341b", POD, "paper-s", 32, 32, 4, 4),
+    Case("1,024 H100, 175B, limit", "gpt3-175b", POD, "paper-t", 64, 16, 8, 12, 1, 0.5),
 )
 
 
-def roofline_unit(kind: DeviceKind, tensor: int, hidden: int, link: Link, most_rows: int) -> UnitCosts:
-    """Costs of a GPT-3 layer: 12 h^2 weights, 4 h cache bytes per token, two all-reduces where there are ranks."""
-    rows = np.arange(most_rows + 1, dtype=np.float64)
-    bandwidth, speed = kind.memory_bytes_per_s * EFFICIENCY, kind.flops_per_s * EFFICIENCY
-    weights = 24 * hidden**2 / tensor
+@dataclasses.dataclass(frozen=True, eq=False)
+class Facts:
+    """What a case is made of."""
 
-    def layer_s(tokens: np.ndarray, cache_bytes: np.ndarray) -> np.ndarray:
-        compute = np.maximum((weights + cache_bytes / tensor) / bandwidth, weights * tokens / speed)
-        reduce = 2 * (
-            2 * (tensor - 1) * link.latency_s + 2 * (tensor - 1) / tensor * 2 * hidden * tokens / link.bytes_per_s
-        )
-        return np.where(tokens > 0, compute + reduce, 0.0)
-
-    def moves(tokens: np.ndarray) -> dict[str, np.ndarray]:
-        links = {"island": link, "host": link, "pod": POD}
-        return {level: links[level].transfer_s(2 * hidden * tokens) * (tokens > 0) for level in LEVELS}
-
-    contexts = np.array([1.0, 256.0, 1024.0])
-    head = 2 * 50257 * hidden / tensor
-    return UnitCosts(
-        kind=kind.name,
-        tensor=tensor,
-        encode_s=layer_s(rows * PROMPT_TOKENS, rows * PROMPT_TOKENS * 4 * hidden),
-        contexts=contexts,
-        decode_s=np.stack([layer_s(rows, rows * context * 4 * hidden) for context in contexts]),
-        embed_encode_s=1e-5 * (rows > 0),
-        embed_decode_s=1e-5 * (rows > 0),
-        head_encode_s=(head / bandwidth + 5e-5) * (rows > 0),
-        head_decode_s=(head / bandwidth + 5e-5) * (rows > 0),
-        hand_over_encode_s=moves(rows * PROMPT_TOKENS),
-        hand_over_decode_s=moves(rows),
-        weights_bytes=int(weights),
-        embed_bytes=int(head),
-        head_bytes=int(head),
-        cache_token_bytes=4 * hidden // tensor,
-        estimated=True,
-    )
+    cluster: Cluster
+    spec: ModelSpec
+    units: Mapping[tuple[str, int], UnitCosts]
+    loads: tuple[Load, ...]
+    need: MemoryNeed
 
 
-def problem_of(case: Case, pools: tuple[Pool, ...], units: Mapping[tuple[str, int], UnitCosts]) -> PlacementProblem:
-    """The case's point on some pools."""
-    layers = MODELS[case.model][0]
+def facts_of(case: Case) -> Facts:
+    """Reads presets and profiles."""
+    spec, cluster = read_model_spec(find("models", case.model)), case.cluster
+    lengths = lengths_of(load_workload(case.task), spec.first_token)
+    phase = residents(lengths, case.iterations)
+    rows = case.encode_batch * phase.rows[0]
+    most_rows = int(max(case.encode_batch, rows)) + 1
+    units = {}
+    for kind in cluster.kinds:
+        profile = find_profile(spec, kind.name, "bfloat16")
+        for tensor in profile.tensor_degrees:
+            units[kind.name, tensor] = unit_costs(profile, spec, lengths, cluster, tensor, most_rows)
+    # Rows stay to the end of the phase; the context grows, and so do the samples'.
+    part = case.iterations // case.samples
+    contexts = [float(phase.context[i * part : (i + 1) * part].mean()) for i in range(case.samples)]
     loads = (
         Load("encode", case.encode_batch / case.encode_micro),
-        Load("decode", case.rows / case.decode_micro, MEAN_CONTEXT),
+        *(Load("decode", rows / case.decode_micro, context) for context in contexts),
         Load("call"),
     )
-    patterns = make_patterns(
-        units,
-        pools,
-        layers,
-        loads,
-        {"both": MemoryNeed(case.rows * 1.3 * MEAN_CONTEXT, stage_bytes=1e9)},
-        {kind.name: 0.9 * kind.memory_bytes for kind in (A40, A100)},
-    )
+    tokens = case.encode_batch * float(phase.tokens.max()) * SLACK
+    return Facts(cluster, spec, units, loads, MemoryNeed(tokens, stage_bytes=TEMPORARY_BYTES))
+
+
+def problem_of(case: Case, facts: Facts, pools: tuple[Pool, ...]) -> PlacementProblem:
+    """The case's point on some pools, without its limit."""
+    layers = facts.spec.num_layers
+    memory = {kind.name: MEMORY_SHARE * kind.memory_bytes for kind in facts.cluster.kinds}
     return PlacementProblem(
         pools=pools,
-        patterns=patterns,
+        patterns=make_patterns(facts.units, pools, layers, facts.loads, {"both": facts.need}, memory),
         roles=("both",),
         layers=layers,
         most_stages=layers,
-        micro_batches=(case.encode_micro, case.decode_micro, 1),
-        path_ns=(0, 10_000, 0),
-        objective=(rra_period([case.iterations]),),
+        micro_batches=(case.encode_micro, *([case.decode_micro] * case.samples), 1),
+        path_ns=(0, *([10_000] * case.samples), 0),
+        objective=(rra_period([case.iterations // case.samples] * case.samples),),
     )
 
 
-def units_of(case: Case) -> dict[tuple[str, int], UnitCosts]:
-    hidden, most = MODELS[case.model][1], max(case.encode_batch, case.rows)
-    links = {"a40": PCIE, "a100": NVLINK}
-    kinds = {"a40": A40, "a100": A100}
-    return {
-        (name, tensor): roofline_unit(kinds[name], tensor, hidden, links[name], most)
-        for name in sorted({name for name, _ in case.groups})
-        for tensor in (1, 2, 4, 8)
-    }
+def limited(case: Case, problem: PlacementProblem) -> PlacementProblem:
+    """With the case's limit, which takes two problems to place."""
+    if case.pass_share is None:
+        return problem
+    zeros = (0,) * (case.samples + 2)
+    one_pass = Form("pass", zeros, (*((1,) * (case.samples + 1)), 0), zeros)
+    quickest = dataclasses.replace(problem, objective=(one_pass,))
+    least = best_placement(quickest, 60.0, start_placement(quickest))
+    usual = best_placement(problem, 60.0, start_placement(problem))
+    if least.value_ns is None:
+        raise ValueError(f"{case.name}: no placement at all")
+    span = value_ns(quickest, usual.counts) - least.value_ns
+    limit = Limit(one_pass, least.value_ns + int(case.pass_share * span))
+    return dataclasses.replace(problem, limits=(limit,))
 
 
 def run_case(case: Case, time_limit_s: float) -> dict[str, object]:
     """Both questions of one case, in this process."""
-    units, pools = units_of(case), pools_of(case.cluster)
+    facts = facts_of(case)
+    pools = pools_of(facts.cluster)
+    limits = limited(case, problem_of(case, facts, pools)).limits
     started = time.perf_counter()
-    problem = problem_of(case, pools, units)
+    problem = dataclasses.replace(problem_of(case, facts, pools), limits=limits)
     hint = start_placement(problem)
     prepared_s = time.perf_counter() - started
     single = best_placement(problem, time_limit_s, hint)
@@ -167,7 +174,9 @@ def run_case(case: Case, time_limit_s: float) -> dict[str, object]:
     links = [str(link) for each in lay_out(problem, single.counts) for link in each.links]
     charged = [str(problem.patterns[i].link) for i, n in single.counts.items() for _ in range(n)]
     # Every number of copies serves the same batch per copy; what it gains is batches per second.
-    replicas = best_replicas(pools, lambda copies, share: problem_of(case, share, units), time_limit_s)
+    replicas = best_replicas(
+        pools, lambda copies, share: dataclasses.replace(problem_of(case, facts, share), limits=limits), time_limit_s
+    )
     replicas_s = time.perf_counter() - started - single_s
     stages = [
         f"{n} x {p.layers} layers on {p.tensor} {problem.pools[p.pool].kind} ({p.position})"

@@ -19,6 +19,7 @@ from solver.search.check_placement import faults_of
 from solver.search.cp_placement import best_placement
 from solver.search.layout import lay_out, level_between, pipeline_of
 from solver.search.patterns import Load
+from solver.search.placement_bounds import least_value_ns
 from solver.search.placement_problem import Form, Pattern, PlacementProblem, form_ns, value_ns
 from solver.search.pools import pools_of
 from solver.search.start_placement import start_placement
@@ -69,6 +70,7 @@ def test_cp_sat_equals_the_second_solver_and_its_layout_holds(full: bool, ragged
             if found.value_ns is None:
                 continue
             assert found.bound_ns == found.value_ns == value_ns(problem, found.counts), seed
+            assert least_value_ns(problem) <= found.value_ns, seed
             assert not faults_of(problem, found.counts, found.value_ns), seed
             if not ragged:  # a farther link that is quicker than a nearer one is charged, but cannot be had
                 check_layout(case, dict(found.counts))
