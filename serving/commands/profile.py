@@ -63,6 +63,8 @@ flags.DEFINE_string(
 _MOST_CACHE_TOKENS = 2048
 _MOST_ROWS_CPU, _MOST_ROWS = 32, 256
 _MICROSECONDS = 1e6
+# Of the table where it goes to a file.
+_WIDTH = 120
 
 
 def main(argv: list[str]) -> int:
@@ -146,21 +148,22 @@ def _summary(found: Measured) -> list[str]:
 
 def _print(profile: Profile, output: Path) -> None:
     console = Console()
-    table = Table(
-        title=f"{profile.model} on {profile.device_kind}: {profile.dtype}, cache {profile.cache_dtype}; "
-        f"dispatch {profile.dispatch_s * _MICROSECONDS:.4g} us, decode call {profile.phase_s * _MICROSECONDS:.4g} us, "
-        f"spread {profile.spread:.1%}",
-        title_justify="left",
+    if not console.is_terminal:
+        console.width = _WIDTH
+    console.print(
+        f"{profile.model} on {profile.device_kind}: {profile.dtype}, cache {profile.cache_dtype}\n"
+        f"dispatch {_us(profile.dispatch_s)} us, decode call {_us(profile.phase_s)} us, spread {profile.spread:.1%}",
+        markup=False,
+        highlight=False,
     )
-    for name in ("", "tensor", "rows", "tokens", "from us", "to us"):
-        table.add_column(name, justify="left" if name == "" else "right")
-    marks = list(Mark)
-    for mark in marks:
-        table.add_column(mark.name.lower(), justify="right")
+    table = Table()
+    for name in ("", "tensor", "rows", "tokens", "us"):
+        table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
+    table.add_column("numbers")
     for layer in profile.layers:
         window = "" if layer.kind.window_tokens is None else f", window {layer.kind.window_tokens}"
         for name, times in (("encode", layer.encode), ("decode", layer.decode)):
-            table.add_row(f"layer{window}: {name}", str(layer.tensor), *_row(times))
+            table.add_row(f"layer {name}{window}", str(layer.tensor), *_row(times))
     for end in profile.ends:
         table.add_row("embedding", str(end.tensor), *_row(end.embed))
         table.add_row("head", str(end.tensor), *_row(end.head))
@@ -168,20 +171,19 @@ def _print(profile: Profile, output: Path) -> None:
     console.print(f"wrote {output}", markup=False, highlight=False)
 
 
-def _reach(sizes: Floats) -> str:
-    return f"{sizes[0]:g}" if len(sizes) == 1 else f"{sizes[0]:g}-{sizes[-1]:g}"
-
-
 def _row(times: Times) -> list[str]:
     """Sizes, the least and the most time, and how many numbers have each mark."""
-
     second = "" if times.second[-1] == 0 else _reach(times.second)
-    counts = [int((times.marks == mark).sum()) for mark in Mark]
     least, most = float(times.seconds.min()), float(times.seconds.max())
-    return [
-        _reach(times.first),
-        second,
-        f"{least * _MICROSECONDS:.4g}",
-        f"{most * _MICROSECONDS:.4g}",
-        *(str(count) if count else "" for count in counts),
-    ]
+    counts = {mark.name.lower(): int((times.marks == mark).sum()) for mark in Mark}
+    marks = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return [_reach(times.first), second, f"{_us(least)} - {_us(most)}", marks]
+
+
+def _reach(sizes: Floats) -> str:
+    return f"{sizes[0]:g}" if len(sizes) == 1 else f"{sizes[0]:g} - {sizes[-1]:g}"
+
+
+def _us(seconds: float) -> str:
+    micros = seconds * _MICROSECONDS
+    return f"{micros:.3g}" if micros < 100 else f"{micros:,.0f}"
