@@ -23,7 +23,7 @@ from solver.simulate.events_queue import Queue, Room
 from solver.simulate.events_record import Moments, Phase, Totals, Work, note, outcome_of
 from solver.simulate.events_rows import Rows
 
-# Batches that encode devices hold at once beside the one they work on: a double buffer.
+# Batches that encode devices hold at once beside those that their stages work on: a double buffer.
 BUFFERS = 2
 
 
@@ -70,7 +70,7 @@ class ApartLoop:
         self._queue, self._rows = Queue(demand, Room(2**62)), Rows()
         self._flying: collections.deque[Payload] = collections.deque()
         # When a buffer of the encode side fell free, for batches to come.
-        self._buffer_s: collections.deque[float] = collections.deque([0.0] * BUFFERS)
+        self._buffer_s: collections.deque[float] = collections.deque([0.0] * (BUFFERS + encode.stages))
         self._phases: list[Phase] = []
         self._done_s: list[float] = []
         self._start_s, self._encoded_s = np.zeros(len(demand)), np.zeros(len(demand))

@@ -133,18 +133,21 @@ class BucketCosts(WorkloadCosts):
 
     def encode(self, inputs: Ints, parts: int) -> Floats:
         """float64 [calls, stages]; the runner's packing decides how many calls there are."""
-        return np.array([self._call_s(rows, tokens) for rows, tokens in self._calls(inputs)])
+        return np.array([self._call_s(rows, tokens) for rows, tokens in self.calls(inputs)])
 
     def decode(self, phase: DecodePhase) -> Floats:
         """float64 [N, parts, stages]: every iteration computes the whole bucket."""
-        buckets = self._buckets
-        rows = round_up(phase.held, buckets.decode_rows)
-        whole = rows == buckets.decode_rows[-1]
-        attended = attended_tokens(phase.reach, phase.dispatched, whole, buckets.cache_tokens)
+        rows, attended = self.shape(phase)
         spent = self._decode_s(rows, phase.parts, attended)
         return np.broadcast_to(np.array(spent), (len(phase.rows), phase.parts, self.stages))
 
-    def _calls(self, inputs: Ints) -> list[tuple[int, int]]:
+    def shape(self, phase: DecodePhase) -> tuple[int, int]:
+        """Rows and attended positions of the decode program that runs."""
+        rows = round_up(phase.held, self._buckets.decode_rows)
+        whole = rows == self._buckets.decode_rows[-1]
+        return rows, attended_tokens(phase.reach, phase.dispatched, whole, self._buckets.cache_tokens)
+
+    def calls(self, inputs: Ints) -> list[tuple[int, int]]:
         """Compiled shapes of the calls; a prompt beyond the largest bucket goes alone, in chunks of that."""
         largest = self._buckets.encode_tokens[-1]
         whole = [int(tokens) for tokens in inputs if tokens <= largest]
