@@ -7,8 +7,8 @@ from solver.plan.memory import format_bytes
 from solver.plan.plan import Plan, Prediction
 from solver.plan.schedule import Schedule, StageSpec
 
-# A figure this close to its limit is what stops the plan from doing more.
-_BINDS = 0.03
+# A figure this close to its limit is what stops the plan from doing more; memory comes in whole rows and buckets.
+_BINDS = {"s": 0.03, "bytes": 0.08}
 _MOST_STAGES = 6
 
 _POLICY_WORDS = {
@@ -121,7 +121,7 @@ def binding(plan: Plan) -> str:
     close = [
         name
         for name, value, limit, unit in limits(plan)
-        if value * (1 + (margin if unit == "s" else 0.0)) >= limit * (1 - _BINDS)
+        if value * (1 + (margin if unit == "s" else 0.0)) >= limit * (1 - _BINDS[unit])
     ]
     if close:
         return f"held back by {' and '.join(close)}"

@@ -14,7 +14,6 @@ from solver.facts.model_spec import ModelSpec
 from solver.facts.workload import Workload
 from solver.plan.memory import DeviceMemory, memory_table
 from solver.plan.plan import Plan
-from solver.plan.schedule import StageSpec
 from solver.verify.residents import share_above
 from solver.verify.rra import Answers, Asked, Candidate, Derived, Line, derive
 from solver.verify.stage_times import Setting
@@ -90,15 +89,21 @@ def check_memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> list[Check]:
     return checks
 
 
-def candidate_of(plan: Plan) -> Candidate:
-    """The plan's point; micro-batches are counts."""
+def candidates_of(plan: Plan) -> list[Candidate]:
+    """The plan's point. It states rows of a micro-batch; where several numbers of parts have such rows, each."""
     schedule = plan.schedule
-    return Candidate(
-        schedule.encode_batch,
-        schedule.decode_iterations,
-        math.ceil(schedule.encode_batch / schedule.encode_micro_batch),
-        math.ceil(schedule.decode_batch / schedule.micro_batch),
-    )
+    most = 2 * len(schedule.stages)
+    return [
+        Candidate(schedule.encode_batch, schedule.decode_iterations, encode_parts, decode_parts)
+        for encode_parts in _parts(schedule.encode_batch, schedule.encode_micro_batch, most)
+        for decode_parts in _parts(schedule.decode_batch, schedule.micro_batch, most)
+    ]
+
+
+def _parts(rows: int, micro_batch: int, most: int) -> list[int]:
+    """Numbers of parts into which so many rows give micro-batches of that size; the fewest first."""
+    fewest = math.ceil(rows / micro_batch)
+    return [fewest, *(parts for parts in range(fewest + 1, most + 1) if math.ceil(rows / parts) == micro_batch)]
 
 
 def asked_of(plan: Plan) -> Asked:
@@ -110,12 +115,12 @@ def asked_of(plan: Plan) -> Asked:
 
 
 def derive_plan(plan: Plan, spec: ModelSpec, setting: Setting, workload: Workload) -> Derived:
-    """The plan's own figures, of one replica."""
-    stages: tuple[StageSpec, ...] = plan.schedule.stages
+    """The plan's own figures, of one replica; of several readings the one nearest to what it predicts."""
     padded = any(profile.padded for profile in setting.profiles.values())
-    line = Line(setting, stages)
-    answers = Answers(workload, spec.first_token)
-    return derive(line, answers, candidate_of(plan), asked_of(plan), plan if padded else None)
+    line, answers, asked = Line(setting, plan.schedule.stages), Answers(workload, spec.first_token), asked_of(plan)
+    found = [derive(line, answers, each, asked, plan if padded else None) for each in candidates_of(plan)]
+    claimed = plan.prediction.throughput_rps / plan.replicas if plan.prediction is not None else 0.0
+    return min(found, key=lambda derived: abs(derived.throughput_rps - claimed))
 
 
 def check_prediction(plan: Plan, spec: ModelSpec, setting: Setting, workload: Workload) -> list[Check]:

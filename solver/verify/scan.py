@@ -26,6 +26,8 @@ _REFINED = 3
 _SPARE = 1e-6
 _DEVIATIONS, _EXTRA_ROWS = 3.6, 3
 _COARSE = 2.0
+# The planner tries no longer phases and tabulates no larger batches, so its bound speaks of none.
+_MOST_ITERATIONS, _MOST_BATCH = 512, 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,9 @@ class _Scanner:
 
     def visit(self, layout: Layout, points: Iterator[tuple[int, int]]) -> None:
         for batch, iterations in points:
-            if batch < layout.encode_parts:
+            if not layout.encode_parts <= batch <= _MOST_BATCH or iterations > min(
+                self._answers.most, _MOST_ITERATIONS
+            ):
                 continue
             candidate = Candidate(batch, iterations, layout.encode_parts, layout.decode_parts)
             if (layout, candidate) not in self._seen:
