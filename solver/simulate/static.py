@@ -1,7 +1,7 @@
 """Closed form of static batching: encode a batch, decode all its rows until the longest answer ends, no refill.
 
 `static` cuts both phases into the same number of micro-batches; `dsi` (DeepSpeed Inference) may cut the prompts finer
-than the tokens. A phase of decode runs `decode_iterations` at a time, so the batch ends on a multiple of it.
+than the tokens. Decode goes in dispatches of `decode_iterations`; the one in which the last row ends stops with it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def evaluate_static(
     *,
     memory: MemoryModel | None = None,
     padding: Padding | None = None,
+    seamless: bool = False,
     rate_rps: float | None = None,
     with_tpot: bool = True,
 ) -> Points:
@@ -38,8 +39,10 @@ def evaluate_static(
     Args:
       batch: int64 [P]: requests encoded and decoded together.
       decode_iterations: int64 [P]: iterations in one dispatch; finished rows go on, and tokens are delivered by the
-        dispatch unless the conditions say iteration.
+        dispatch unless the conditions say iteration (by the whole of it: that the last one stops early is left out).
       encode_micro_batches, decode_micro_batches: int64 [P]: equal for `static`, free for `dsi`.
+      seamless: dispatches follow each other without a barrier, as in engines whose devices themselves see the batch's
+        end; this repository's runner waits for the last stage after each.
       The rest as in `evaluate_rra`.
     """
     rows, iterations, encode_parts, decode_parts = (
@@ -50,12 +53,9 @@ def evaluate_static(
     beyond = (rows > most * encode_parts) | (rows > most * decode_parts)
     real = np.where(beyond, 1, rows).astype(np.float64)
     encode = encode_phase_s(pipeline, real, encode_parts.astype(np.float64))
-    decode, drain = _decode_s(pipeline, lengths, real, iterations, decode_parts.astype(np.float64), padding)
-    longest = np.arange(lengths.most_decode + 1)
-    last = _longest(lengths, real)
-    ends = _rounded(longest, iterations)
+    decode, drain = _decode_s(pipeline, lengths, real, iterations, decode_parts.astype(np.float64), padding, seamless)
     columns = np.arange(real.size)[None, :]
-    period = encode + (last * (decode[ends, columns] + drain[ends, columns])).sum(axis=0)
+    period = encode + (_longest(lengths, real) * (decode + drain)[: lengths.most_decode + 1]).sum(axis=0)
     throughput = real / period
     by_phase = conditions.delivery != "iteration"
 
@@ -102,7 +102,13 @@ def _longest(lengths: Lengths, batch: Floats) -> Floats:
 
 
 def _decode_s(
-    pipeline: Pipeline, lengths: Lengths, batch: Floats, iterations: Ints, parts: Floats, padding: Padding | None
+    pipeline: Pipeline,
+    lengths: Lengths,
+    batch: Floats,
+    iterations: Ints,
+    parts: Floats,
+    padding: Padding | None,
+    seamless: bool,
 ) -> tuple[Floats, Floats]:
     """float64 [u, P] each, u = 0 .. the longest answer rounded up twice: iterations 1 .. u, and the drain after u.
 
@@ -110,13 +116,18 @@ def _decode_s(
     """
     longest = lengths.most_decode + 2 * int(iterations.max(initial=1))
     if padding is None:
-        context = lengths.mean_input + np.arange(longest, dtype=np.float64)
-        found = iterations_s(pipeline, batch[None, :], context, parts)
+        # A request that its encode phase has answered takes no row.
+        decodes = max(float(lengths.alive[1:2].sum()), 1e-300)
+        first = float(lengths.input_alive[1:2].sum()) / decodes
+        found = iterations_s(pipeline, batch[None, :] * decodes, first + np.arange(longest, dtype=np.float64), parts)
         apart, drain = found.apart_s, found.drain_s
     else:
         apart, drain = _padded(pipeline, lengths, batch, iterations, parts, padding, longest)
     starts = (np.arange(longest)[:, None] % iterations) == 0
     total = np.cumsum(apart + pipeline.phase_s * starts, axis=0)
+    if not seamless:
+        # Each dispatch but the one that runs has drained.
+        total[1:] += np.cumsum(drain[:-1] * starts[1:], axis=0)
     zero = np.zeros((1, batch.size))
     return np.concatenate([zero, total]), np.concatenate([zero, drain])
 

@@ -97,15 +97,32 @@ def test_static_is_the_mean_over_every_batch(dispatch: int) -> None:
         pipeline = random_pipeline(rng, 1 + case % 3, 20, ragged=True)
         conditions = BY_ITERATION if dispatch == 1 else Conditions()
         found = evaluate_static(pipeline, lengths, conditions, np.array([2]), dispatch, 2, 1)
-        contexts = lengths.mean_input + np.arange(40)
-        spent = np.concatenate([[0.0], np.cumsum([iteration_s(pipeline, 2, c) for c in contexts])])
+        decoding = workload.output_tokens > 1
+        share = float(workload.probability[decoding].sum())
+        mean_input = float(workload.probability[decoding] @ workload.input_tokens[decoding]) / share
+        spent = np.concatenate(
+            [[0.0], np.cumsum([iteration_s(pipeline, 2 * share, mean_input + u) for u in range(40)])]
+        )
         cases = list(zip(workload.output_tokens - 1, workload.probability, strict=True))
         encode, period = encode_s(pipeline, 2, 2), 0.0
         for (d1, p1), (d2, p2) in itertools.product(cases, cases):
-            period += p1 * p2 * (encode + spent[-(-max(d1, d2) // dispatch) * dispatch])
+            period += p1 * p2 * (encode + spent[max(d1, d2)])
         assert found.throughput_rps[0] == pytest.approx(2 / period)
         d99 = lengths.decode_percentile(99)
         assert found.latency_s[0] == pytest.approx(encode + spent[-(-d99 // dispatch) * dispatch])
+
+
+def test_a_barrier_drains_every_dispatch() -> None:
+    rng = np.random.default_rng(28)
+    lengths = lengths_of(paper_task("S"), "encode")
+    pipeline, rows = random_pipeline(rng, 3, 60), np.array([30])
+    whole, context = evaluate_static(pipeline, lengths, BY_ITERATION, rows, 1000, 3, 3), lengths.input_alive[1]
+    every = evaluate_static(pipeline, lengths, BY_ITERATION, rows, 1, 3, 3)
+    seamless = evaluate_static(pipeline, lengths, BY_ITERATION, rows, 1, 3, 3, seamless=True)
+    assert seamless.period_s == pytest.approx(whole.period_s)
+    d99, share = lengths.decode_percentile(99), float(lengths.alive[1])
+    drained = [drained_s(pipeline, 30 * share, float(context) / share + u, 3) for u in range(d99)]
+    assert every.latency_s[0] == pytest.approx(encode_s(pipeline, 30, 3) + sum(drained))
 
 
 def test_dsi_cuts_prompts_and_tokens_apart() -> None:
