@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import math
 
 import numpy as np
@@ -53,11 +54,10 @@ def algorithm1(
         fresh = [candidate for candidate in dict.fromkeys(candidates) if candidate not in known]
         if fresh:
             points = evaluate(*(np.array(column, np.int64) for column in zip(*fresh, strict=True)))
-            kept = limits.kept(points)
+            kept, share = limits.kept(points), limits.memory_share(points)
             for i, candidate in enumerate(fresh):
                 # What does not fit into memory counts as too late, as everything larger would be.
-                fits = limits.memory_share(points)[i] <= 1
-                latency_s = float(points.latency_s[i]) if fits else math.inf
+                latency_s = float(points.latency_s[i]) if share[i] <= 1 else math.inf
                 known[candidate] = _Corner(float(points.throughput_rps[i]), latency_s, bool(kept[i]))
         return [known[candidate] for candidate in candidates]
 
@@ -68,7 +68,7 @@ def algorithm1(
     while waiting and len(known) < evaluation_limit:
         _, (b0, b1, n0, n1) = heapq.heappop(waiting)
         optimist, pessimist = (b1, n0), (b0, n1)
-        high, low, *_ = corners([optimist, pessimist, (b0, n0), (b1, n1)])
+        high, low = corners([optimist, pessimist])
         if low.latency_s > limits.latency_s * (1 + tolerance) or high.throughput_rps < best_rps * (1 - tolerance):
             continue
         for candidate, corner in ((optimist, high), (pessimist, low)):
@@ -77,8 +77,9 @@ def algorithm1(
         if (b0, n0) == (b1, n1):
             continue
         blocks = _quarters(b0, b1, n0, n1)
-        for block, corner in zip(blocks, corners([(block[0], block[3]) for block in blocks]), strict=True):
-            heapq.heappush(waiting, (corner.throughput_rps, block))
+        corners([corner for block in blocks for corner in itertools.product(block[:2], block[2:])])
+        for block in blocks:
+            heapq.heappush(waiting, (known[block[0], block[3]].throughput_rps, block))
     return Believed(best, best_rps, len(known))
 
 

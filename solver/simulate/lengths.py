@@ -52,7 +52,7 @@ class Lengths:
 
     def decode_percentile(self, percent: float) -> int:
         """D of the shortest output that `percent` of requests do not exceed."""
-        return self.workload.output_percentile(percent) - (1 if self.first_token == "encode" else 0)
+        return _decode_percentile(self, percent)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +72,12 @@ class Residents:
     rows_variance: float
     tokens: Floats
     tokens_variance: Floats
+
+
+@functools.lru_cache(maxsize=64)
+def _decode_percentile(lengths: Lengths, percent: float) -> int:
+    """Kept, since it sorts every pair and is asked for at every N."""
+    return lengths.workload.output_percentile(percent) - (1 if lengths.first_token == "encode" else 0)
 
 
 def lengths_of(workload: Workload, first_token: Literal["encode", "decode"]) -> Lengths:
