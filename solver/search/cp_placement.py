@@ -20,6 +20,14 @@ from solver.search.placement_bounds import Reduced, reduce_problem
 from solver.search.placement_problem import Form, Pattern, Placement, PlacementProblem, value_ns
 
 SEED = 0
+# Deterministic work (about seconds) and settings of each attempt. Probing and symmetry took most of the time of
+# problems that close at once, and are left to the later ones.
+_ATTEMPTS = (
+    (1.0, "linearization_level: 1 cp_model_probing_level: 0 symmetry_level: 0"),
+    (1.0, "linearization_level: 1 cp_model_presolve: false"),
+    (4.0, "linearization_level: 2"),
+    (math.inf, "linearization_level: 1 search_branching: PSEUDO_COST_SEARCH"),
+)
 
 
 def best_placement(
@@ -177,25 +185,39 @@ class _Model:
         self.model.minimize(value)
 
     def start_from(self, hint: Mapping[int, int]) -> None:
+        self.model.clear_hints()
         for index, use in self.uses.items():
             self.model.add_hint(use, hint.get(index, 0))
 
     def solve(self, time_limit_s: float) -> tuple[dict[int, int], int | None, bool]:
-        """Counts (empty: none found), the bound (None: none exists), and whether the search was completed."""
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1
-        solver.parameters.random_seed = SEED
-        solver.parameters.max_time_in_seconds = time_limit_s
-        solver.parameters.linearization_level = 2
-        # Probing took most of the time and closed no problem sooner; there is no symmetry to find.
-        solver.parameters.cp_model_probing_level = 0
-        solver.parameters.symmetry_level = 0
-        status = solver.solve(self.model)
-        if status == cp_model.INFEASIBLE:
-            return {}, None, True
-        if status == cp_model.MODEL_INVALID:
-            raise ValueError("placement: times or factors are beyond 64-bit whole numbers; scale them down")
-        bound = math.ceil(solver.best_objective_bound - 0.5)
-        if status == cp_model.UNKNOWN:
-            return {}, bound, False
-        return {index: n for index, use in self.uses.items() if (n := solver.value(use))}, bound, True
+        """Counts (empty: none found), the bound (None: none exists), and whether the search was completed.
+
+        Now and then one way of searching does not end where another takes a moment, so that each but the last has a
+        budget of deterministic work and hands on what it found.
+        """
+        deadline = time.perf_counter() + time_limit_s
+        counts: dict[int, int] = {}
+        bound: int | None = None
+        for budget, settings in _ATTEMPTS:
+            left_s = deadline - time.perf_counter()
+            if left_s <= 0 and bound is not None:
+                break
+            solver = cp_model.CpSolver()
+            solver.parameters.merge_text_format(settings)
+            solver.parameters.num_workers = 1
+            solver.parameters.random_seed = SEED
+            solver.parameters.max_time_in_seconds = max(0.001, left_s)
+            solver.parameters.max_deterministic_time = budget
+            status = solver.solve(self.model)
+            if status == cp_model.INFEASIBLE:
+                return {}, None, True
+            if status == cp_model.MODEL_INVALID:
+                raise ValueError("placement: times or factors are beyond 64-bit whole numbers; scale them down")
+            found = math.ceil(solver.best_objective_bound - 0.5)
+            bound = found if bound is None else max(bound, found)
+            if status != cp_model.UNKNOWN:
+                counts = {index: n for index, use in self.uses.items() if (n := solver.value(use))}
+                if status == cp_model.OPTIMAL:
+                    return counts, bound, True
+                self.start_from(counts)
+        return counts, bound, False
