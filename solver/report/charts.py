@@ -180,11 +180,12 @@ def pareto_chart(fronts: Mapping[str, Sequence[FrontPoint]], title: str, bound_l
     return Chart(title, draw, 4.6)
 
 
-def timeline_chart(timeline: Timeline, title: str = "Timeline", phases: int = 8) -> Chart:
-    """The last phases, one row per stage: what each worked on, and the gaps between."""
+def timeline_chart(timeline: Timeline, title: str = "Timeline", phases: int = 10) -> Chart:
+    """Some phases from the middle of what was kept, one row per stage: what each worked on, and the gaps between."""
     entries = list(timeline)
-    wanted = sorted({entry.phase for entry in entries})[-phases:]
-    shown = [entry for entry in entries if wanted and entry.phase >= wanted[0]]
+    known = sorted({entry.phase for entry in entries})
+    wanted = set(known[max(0, (len(known) - phases) // 2) :][:phases])
+    shown = [entry for entry in entries if entry.phase in wanted]
     stages = sorted({entry.stage for entry in shown})[:_MOST_BARS]
 
     def draw(axes: Axes) -> None:
@@ -219,7 +220,7 @@ def _label_rows(axes: Axes, shown: list[TimelineEntry], begins: list[float], ori
     """How many rows, where the bar is wide enough for the number."""
     total = max(entry.ready_s for entry in shown) - origin
     for entry, begin in zip(shown, begins, strict=True):
-        if entry.ready_s - begin > 0.05 * total:
+        if entry.ready_s - begin > 0.09 * total:
             middle = (begin + entry.ready_s) / 2 - origin
             box = {"fc": "white", "ec": "none", "pad": 1.2, "alpha": 0.85}
             axes.text(middle, 0, f"{entry.rows} rows", ha="center", va="center", fontsize=8, bbox=box)

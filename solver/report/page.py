@@ -128,8 +128,10 @@ def _figure(charts: Sequence[Chart]) -> Iterator[Figure]:
     with matplotlib.rc_context(_STYLE):
         heights = [chart.height_in for chart in charts]
         figure = Figure(figsize=(_WIDTH_IN, sum(heights)), layout="constrained")
-        rows = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-        for chart, axes in zip(charts, rows, strict=True):
+        # Each chart is laid out by itself, so that wide labels of one do not narrow the others.
+        rows = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for chart, row in zip(charts, rows, strict=True):
+            axes = row.subplots()
             axes.set_title(chart.title)
             chart.draw(axes)
         yield figure

@@ -119,7 +119,7 @@ def test_the_front_is_drawn_where_the_numbers_are() -> None:
     assert {(1.0, 3.0), (2.0, 5.0), (2.0, 5.5)} <= marks
 
 
-def test_a_timeline_starts_at_nought_and_shows_the_last_phases() -> None:
+def test_a_timeline_starts_at_nought_and_shows_phases_from_the_middle() -> None:
     axes = _drawn(timeline_chart(timeline(), phases=2))
     spans = [path.get_extents() for bars in axes.collections for path in bars.get_paths()]  # type: ignore[attr-defined]
     assert min(span.x0 for span in spans) == pytest.approx(0.0)
