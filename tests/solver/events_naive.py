@@ -29,7 +29,9 @@ class Person:
     last_s: float = 0.0
 
 
-def run(schedule: Schedule, pipeline: Pipeline, demand: Demand, delivery: str) -> tuple[list[Person], list[int]]:
+def run(
+    schedule: Schedule, pipeline: Pipeline, demand: Demand, delivery: str, first_token: str = "encode"
+) -> tuple[list[Person], list[int]]:
     """Everybody with their times, and the rows that decode at the start of each phase."""
     arrivals = [0.0] * len(demand) if demand.arrival_s is None else [float(a) for a in demand.arrival_s]
     pairs = zip(arrivals, demand.input_tokens, demand.output_tokens, strict=True)
@@ -50,7 +52,7 @@ def run(schedule: Schedule, pipeline: Pipeline, demand: Demand, delivery: str) -
             parts = -(-len(admitted) // schedule.encode_micro_batch)
             for part in range(parts):
                 now_s += float(pipeline.encode_s(np.array(float(len(admitted[part::parts]))))[0])
-        for person in admitted:
+        for person in admitted if first_token == "encode" else ():
             person.generated, person.first_s, person.last_s = 1, now_s, now_s
         live = [person for person in [*live, *admitted] if person.generated < person.output]
         rows.append(len(live))
@@ -61,12 +63,14 @@ def run(schedule: Schedule, pipeline: Pipeline, demand: Demand, delivery: str) -
         for _ in range(decision.iterations):
             if not live:
                 break
-            context = sum(person.prompt + person.generated - 1 for person in live) / len(live)
+            behind = 1 if first_token == "encode" else 0
+            context = sum(person.prompt + person.generated - behind for person in live) / len(live)
             computed = len(live) if decision.compact else batch
             now_s += float(pipeline.decode_s(np.array(float(computed)), np.array(context))[0])
             for person in live:
                 person.generated += 1
                 person.last_s = now_s
+                person.first_s = person.first_s or now_s
             ended += [person for person in live if person.generated == person.output]
             live = [person for person in live if person.generated < person.output]
         batch = batch if live else 0

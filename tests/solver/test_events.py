@@ -89,6 +89,17 @@ def test_equals_a_naive_simulation(policy: str, delivery: str, seed: int) -> Non
     assert found.residents_mean == pytest.approx(float(np.mean(rows)))
 
 
+def test_equals_a_naive_simulation_where_decode_emits_the_first_token() -> None:
+    rng = np.random.default_rng(9)
+    pipeline = random_pipeline(rng, 1, 60)
+    demand = arriving(random_workload(rng), 200, rate_rps=20.0)
+    schedule = schedule_of("rra")
+    found = run(schedule, pipeline, demand, first_token="decode")
+    people, _ = events_naive.run(schedule, pipeline, demand, "iteration", "decode")
+    np.testing.assert_allclose(found.first_token_s, [person.first_s for person in people], rtol=1e-9)
+    np.testing.assert_allclose(found.last_token_s, [person.last_s for person in people], rtol=1e-9)
+
+
 def test_policies_are_the_runners() -> None:
     rng = np.random.default_rng(0)
     for policy in ("rra", "static", "iteration"):
