@@ -136,7 +136,8 @@ def evaluate_chunked(
 
     Args:
       token_budget: int64 [P]: C, decode rows plus prompt tokens of one iteration.
-      max_rows: int64 [P]: rows that may decode; fewer do where the budget is taken up by prompts.
+      max_rows: int64 [P]: rows that may be held, their prompts wholly encoded or not; fewer are where prompts take up
+        the budget.
       micro_batches: int64 [P]: parts of an iteration that follow each other through the stages.
       fused: prompts and rows share one pass over the weights, as engines with a hybrid kernel do: the fixed part of
         encoding, which is the intercept of its time by rows, is then not paid. False: two calls (this repository's).
@@ -150,7 +151,14 @@ def evaluate_chunked(
         np.ravel(column).astype(np.int64) for column in np.broadcast_arrays(token_budget, max_rows, micro_batches)
     )
     mean_input, mean_decode = lengths.mean_input, max(lengths.mean_decode, 1e-9)
-    rows = np.minimum(caps.astype(np.float64), budget * mean_decode / (mean_input + mean_decode))
+    workload = lengths.workload
+    prompts, where = np.unique(workload.input_tokens, return_inverse=True)
+    share = np.bincount(where.ravel(), weights=workload.probability)
+    saturated = budget * mean_decode / (mean_input + mean_decode)
+    rows = np.minimum(caps.astype(np.float64), saturated)
+    # A row is held while its prompt is encoded, too: of `caps`, those that decode are D in D plus its chunks.
+    held = 1 + (share @ np.ceil(prompts[:, None] / np.maximum(budget - rows, 1.0))) / mean_decode
+    rows = np.minimum(caps / held, saturated)
     room = budget - rows
     prompt_tokens = rows * mean_input / mean_decode
     beyond = (room < 1) | (rows > pipeline.most_rows * parts) | (prompt_tokens / mean_input > pipeline.most_rows)
@@ -158,9 +166,6 @@ def evaluate_chunked(
     encode, decode = _hybrid_s(pipeline, lengths, rows, prompt_tokens / mean_input, parts.astype(np.float64), fused)
     iteration = encode + decode
     throughput = rows / (mean_decode * iteration)
-    workload = lengths.workload
-    prompts, where = np.unique(workload.input_tokens, return_inverse=True)
-    share = np.bincount(where.ravel(), weights=workload.probability)
     chunks = np.ceil(prompts[:, None] / np.maximum(room, 1.0))
     mean_chunks = share @ chunks
 
@@ -174,7 +179,7 @@ def evaluate_chunked(
     ttft = first_mean + (longest - mean_chunks) * iteration
     if conditions.clock == "arrival":
         ttft = np.where(np.isfinite(latency), ttft + iteration, np.inf)
-    most_rows = np.minimum(caps, np.ceil(rows).astype(np.int64))
+    most_rows = np.minimum(caps, np.ceil(rows * held).astype(np.int64))
     points = Points(
         encode_batch=np.ceil(prompt_tokens / mean_input).astype(np.int64),
         decode_iterations=np.ones_like(budget),
