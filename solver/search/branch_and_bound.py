@@ -143,7 +143,7 @@ class _Search:
             points=self._points,
             objective=self._objective,
             bound=bound,
-            gap=_gap(max(self._objective, self._floor), bound),
+            gap=relative_gap(max(self._objective, self._floor), bound),
             nodes=self._nodes,
             evaluated=self._evaluated,
             complete=not len(self._open),
@@ -221,7 +221,8 @@ class _Search:
             on_progress(*now)
 
 
-def _gap(value: float, bound: float) -> float:
+def relative_gap(value: float, bound: float) -> float:
+    """By which share the bound exceeds the value; 0 where there is nothing to find, infinite while nothing is found."""
     if value == -math.inf:
         return 0.0 if bound == -math.inf else math.inf
     return max(0.0, (bound - value) / abs(value)) if value else math.inf
