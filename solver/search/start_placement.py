@@ -19,6 +19,8 @@ from solver.search.placement_problem import PlacementProblem, Position, value_ns
 # Numbers of stages that are tried per pool and degree, and pipelines that are tried in all.
 _COUNTS = {1: 48, 2: 7}
 _MOST_TRIED = 2000
+_REORDERED = 8
+_MOST_REORDERED_POOLS = 3
 
 _Slot = tuple[int, int, Position, Level | None]
 _Choice = tuple[int, int, int]
@@ -27,20 +29,43 @@ _Choice = tuple[int, int, int]
 def start_placement(problem: PlacementProblem) -> dict[int, int] | None:
     """Counts of the best placement tried that keeps the limits; None where none did, though there may be one.
 
-    Placements of two pipelines on devices apart are not tried.
+    Pools are tried in their order first; then other orders of those that did best. Placements of two pipelines on
+    devices apart are not tried.
     """
     if len(problem.roles) != 1:
         return None
     tables = _tables(problem, problem.roles[0])
-    best: tuple[int, dict[int, int]] | None = None
-    for choice in itertools.islice(_choices(problem, tables), _MOST_TRIED):
-        counts = _spread(problem, tables, collections.Counter(_slots(problem, choice)))
-        if counts is None or faults_of(problem, counts):
-            continue
-        value = value_ns(problem, counts)
-        if best is None or value < best[0]:
-            best = value, counts
-    return best[1] if best else None
+    tried = [
+        (value, number, choice, counts)
+        for number, choice in enumerate(itertools.islice(_choices(problem, tables), _MOST_TRIED))
+        for value, counts in _tried(problem, tables, choice)
+    ]
+    tried.sort(key=lambda each: each[:2])
+    for _, _, choice, _ in tried[:_REORDERED]:
+        for order in _orders(choice):
+            tried += [(value, len(tried), order, counts) for value, counts in _tried(problem, tables, order)]
+    return min(tried, key=lambda each: each[:2])[3] if tried else None
+
+
+def _tried(
+    problem: PlacementProblem, tables: dict[_Slot, _Table], choice: Sequence[_Choice]
+) -> list[tuple[int, dict[int, int]]]:
+    """Value and counts of one choice; nothing where it is no placement within the limits."""
+    counts = _spread(problem, tables, collections.Counter(_slots(problem, choice)))
+    if counts is None or faults_of(problem, counts):
+        return []
+    return [(value_ns(problem, counts), counts)]
+
+
+def _orders(choice: Sequence[_Choice]) -> Iterator[tuple[_Choice, ...]]:
+    """Other orders of the pools, and those that end where they began."""
+    if not 1 < len(choice) <= _MOST_REORDERED_POOLS:
+        return
+    for order in itertools.permutations(choice):
+        yield order
+        pool, tensor, count = order[0]
+        if count > 1:
+            yield (pool, tensor, count - 1), *order[1:], (pool, tensor, 1)
 
 
 class _Table:
