@@ -18,7 +18,7 @@ from absl import flags
 COMMANDS: dict[str, str] = {
     "demo": "serve the embedded model under two schedules, load it, and check every answer",
     "check": "say whether a model directory is supported, why, and the bytes it needs per device",
-    "profile": "measure what a model costs on the devices at hand",
+    "profile": "measure what a model costs on the devices at hand, or compose it from published tables",
     "convert": "turn a model directory into an Orbax checkpoint and back, bit for bit",
     "fit": "make a workload file from a log, from counts or from moments, and show it",
     "plan": "find the schedule with the highest throughput under the bounds, and prove it",

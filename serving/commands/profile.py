@@ -1,12 +1,14 @@
-"""Measures what a model's layers cost on the devices at hand, for `exegpt plan`.
+"""Measures what a model's layers cost on the devices at hand, or composes it from published tables, for `exegpt plan`.
 
 usage: exegpt profile --model=DIR --output=FILE times the engine's own compiled programs over a grid of rows, prompt
 lengths and contexts. Samples are kept beside the output, so that a killed run goes on where it was; the same flags
-continue, others begin anew.
+continue, others begin anew. exegpt profile --model=PRESET --from_tables --device_kind=KIND --output=FILE measures
+nothing and needs no accelerator.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from rich.table import Table
 
 from serving import flags as shared
 from serving.progress import Display
+from solver.facts import presets
 from solver.facts.model_config import read_model_spec
 from solver.facts.profile import Mark, Profile
 from solver.facts.profile import Table as Times
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 FLAGS = flags.FlagValues()
 shared.define_model(FLAGS)
 flags.DEFINE_string("output", None, "profile to write; .json, or .json.gz to pack it", flag_values=FLAGS)
-flags.DEFINE_list("tensor", ["1"], "tensor-parallel degrees, such as 1,2,4", flag_values=FLAGS)
+flags.DEFINE_list(
+    "tensor", None, "tensor-parallel degrees, such as 1,2,4; 1, or those of the tables, if absent", flag_values=FLAGS
+)
 flags.DEFINE_enum("dtype", None, shared.DTYPES, "of weights; the platform's best if absent", flag_values=FLAGS)
 flags.DEFINE_enum(
     "cache_dtype",
@@ -50,6 +55,7 @@ flags.DEFINE_float("time_budget_s", 600.0, "begins nothing new after this long",
 flags.DEFINE_integer("repeats", 7, "samples of each point, where the time suffices", 1, flag_values=FLAGS)
 flags.DEFINE_bool("resume", True, "continue a killed run of the same flags", flag_values=FLAGS)
 flags.DEFINE_string("device_kind", None, "name that clusters give the device; its own if absent", flag_values=FLAGS)
+flags.DEFINE_bool("from_tables", False, "compose from published tables instead of measuring", flag_values=FLAGS)
 flags.DEFINE_integer(
     "devices", None, "measure on this many virtual CPU devices (correctness only, not speed)", 1, flag_values=FLAGS
 )
@@ -72,7 +78,11 @@ def main(argv: list[str]) -> int:
     shared.refuse_arguments(argv)
     output = _output()
     degrees = _degrees()
-    profile = _measured(output, degrees)
+    if FLAGS.from_tables:
+        profile = _composed(degrees)
+        write_profile(profile, output)
+    else:
+        profile = _measured(output, degrees or (1,))
     _print(profile, output)
     return 0
 
@@ -88,10 +98,39 @@ def _output() -> Path:
 
 
 def _degrees() -> tuple[int, ...]:
-    given: list[str] = FLAGS.tensor
+    """Those asked for, rising; empty where none were."""
+    given: list[str] | None = FLAGS.tensor
+    if given is None:
+        return ()
     if not given or not all(part.isdigit() and int(part) > 0 for part in given):
         raise ValueError(f"tensor: {','.join(given)!r} is no list of degrees; give such as --tensor=1,2")
     return tuple(sorted(set(map(int, given))))
+
+
+def _composed(degrees: tuple[int, ...]) -> Profile:
+    """From the published tables; refuses device kinds and degrees that they do not reach."""
+    # Only here, so that measuring loads no importer.
+    from solver.importers.compose import compose
+
+    given: str | None = FLAGS.model
+    if not given:
+        raise ValueError("model: not given; name a model directory, a config.json or a preset with --model=NAME")
+    kind: str | None = FLAGS.device_kind
+    if not kind:
+        raise ValueError("device_kind: not given; name the device, such as --device_kind=h100-80g")
+    path = presets.find("models", given)
+    profile = compose(read_model_spec(path), kind, FLAGS.dtype or "bfloat16", path.stem)
+    absent = sorted(set(degrees) - set(profile.tensor_degrees))
+    if absent:
+        known = ", ".join(map(str, profile.tensor_degrees))
+        raise ValueError(f"tensor: {absent[0]} is not in the tables of this model; choose among {known}")
+    if not degrees:
+        return profile
+    return dataclasses.replace(
+        profile,
+        layers=tuple(times for times in profile.layers if times.tensor in degrees),
+        ends=tuple(times for times in profile.ends if times.tensor in degrees),
+    )
 
 
 def _measured(output: Path, degrees: tuple[int, ...]) -> Profile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from exegpt_jax.profiler.measure import Wishes, profile_model
 from exegpt_jax.profiler.probe import Probe, Sample, shorten
 from exegpt_jax.profiler.tables import Overheads, fill, overheads, spread_of, tables_of
 from serving import cli
+from serving.commands import profile as command
+from solver.facts import presets
+from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import LayerKind, LayerRun, ModelSpec
 from solver.facts.profile import Mark, Profile
 from solver.facts.profile_file import check_fits, read_profile
@@ -34,6 +38,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "llama"
     write_model("llama", directory)
     return directory
+
+
+@pytest.fixture
+def fresh_flags() -> Iterator[None]:
+    """Flags of the command keep their values within a process; a test leaves none behind."""
+    yield
+    for name in command.FLAGS:
+        command.FLAGS[name].unparse()
 
 
 def whole(profile: Profile, spec: ModelSpec, call: str, rows: int, tokens: int) -> float:
@@ -259,6 +271,23 @@ def test_wishes_that_cannot_be_are_refused_in_one_line(model: Path, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("shared_data", "fresh_flags")
+def test_command_composes_from_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "p.json"
+    arguments = ["profile", "--from_tables", f"--output={output}", "--model=llama-3-8b", "--device_kind=h100-80g"]
+    assert cli.main([*arguments, "--tensor=2"]) == 0
+    assert "llama-3-8b on h100-80g: bfloat16" in capsys.readouterr().out
+    profile = read_profile(output)
+    assert profile.tensor_degrees == (2,)
+    check_fits(profile, read_model_spec(presets.find("models", "llama-3-8b")), "h100-80g", "bfloat16")
+    for wish, complaint in (("--tensor=3", "tensor: 3 is not in the tables"), ("--device_kind=abacus", "abacus")):
+        output.unlink(missing_ok=True)
+        assert cli.main([*arguments, wish]) == 1
+        assert complaint in capsys.readouterr().err
+        assert not output.exists()
+
+
+@pytest.mark.usefixtures("fresh_flags")
 def test_command_writes_a_profile_that_serves_its_own_model_only(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
