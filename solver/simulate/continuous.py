@@ -129,6 +129,7 @@ def evaluate_chunked(
     *,
     fused: bool = True,
     memory: MemoryModel | None = None,
+    padding: Padding | None = None,
     rate_rps: float | None = None,
     with_tpot: bool = True,
 ) -> Points:
@@ -140,7 +141,9 @@ def evaluate_chunked(
         the budget.
       micro_batches: int64 [P]: parts of an iteration that follow each other through the stages.
       fused: prompts and rows share one pass over the weights, as engines with a hybrid kernel do: the fixed part of
-        encoding, which is the intercept of its time by rows, is then not paid. False: two calls (this repository's).
+        encoding, which is the intercept of its time by rows, is then not paid. False: calls of their own.
+      padding: of a profile of padded shapes, whose engine makes calls of their own; a chunk is counted with its share
+        of a packed call.
       The rest as in `evaluate_rra`.
 
     Returns:
@@ -161,9 +164,13 @@ def evaluate_chunked(
     rows = np.minimum(caps / held, saturated)
     room = budget - rows
     prompt_tokens = rows * mean_input / mean_decode
-    beyond = (room < 1) | (rows > pipeline.most_rows * parts) | (prompt_tokens / mean_input > pipeline.most_rows)
+    most = rows if padding is None else caps
+    beyond = (room < 1) | (most > pipeline.most_rows * parts) | (prompt_tokens / mean_input > pipeline.most_rows)
     rows, prompt_tokens, room = (np.where(beyond, 1.0, column) for column in (rows, prompt_tokens, room))
-    encode, decode = _hybrid_s(pipeline, lengths, rows, prompt_tokens / mean_input, parts.astype(np.float64), fused)
+    pieces = parts.astype(np.float64)
+    encode = _prompts_s(pipeline, prompt_tokens / mean_input / pieces, fused and padding is None)
+    decode = _rows_s(pipeline, lengths, rows / pieces, -(-caps // parts), padding) + pipeline.phase_s
+    encode, decode = _shared(pipeline, encode, decode, pieces)
     iteration = encode + decode
     throughput = rows / (mean_decode * iteration)
     chunks = np.ceil(prompts[:, None] / np.maximum(room, 1.0))
@@ -206,20 +213,29 @@ def evaluate_chunked(
     return refuse(points, beyond)
 
 
-def _hybrid_s(
-    pipeline: Pipeline, lengths: Lengths, rows: Floats, prompts: Floats, parts: Floats, fused: bool
-) -> tuple[Floats, Floats]:
-    """What prompts and what rows take of an iteration, [P] each: the bottleneck's micro-batches, or the path.
+def _prompts_s(pipeline: Pipeline, prompts: Floats, fused: bool) -> Floats:
+    """float64 [stages, P]: what so many prompts add to a micro-batch."""
+    encode = pipeline.encode_s(prompts)
+    if not fused:
+        return encode
+    one, two = (pipeline.encode_s(np.array([count])) for count in (1.0, min(2.0, pipeline.most_rows)))
+    return np.maximum(encode - np.minimum(prompts, 1.0) * np.maximum(2 * one - two, 0.0), 0.0)
+
+
+def _rows_s(pipeline: Pipeline, lengths: Lengths, rows: Floats, most: Ints, padding: Padding | None) -> Floats:
+    """float64 [stages, P]: one iteration of the rows of a micro-batch."""
+    if padding is None:
+        return pipeline.decode_s(rows, np.full(rows.shape, residents(lengths, 1).context[0]))
+    most = np.maximum(most, np.ceil(rows).astype(np.int64))
+    share, rungs, attended = decode_mixture(padding, lengths, 1, rows, np.zeros_like(rows), most)
+    return (share * pipeline.decode_s(rungs, attended[:, None])).sum(axis=1)
+
+
+def _shared(pipeline: Pipeline, encode: Floats, decode: Floats, parts: Floats) -> tuple[Floats, Floats]:
+    """What prompts and what rows take of an iteration, [P] each: of the bottleneck's micro-batches, or of the path.
 
     Iterations follow each other without a gap where there are as many micro-batches as stages.
     """
-    context = residents(lengths, 1).context[0]
-    decode = pipeline.decode_s(rows / parts, np.full(rows.shape, context))
-    encode = pipeline.encode_s(prompts / parts)
-    if fused:
-        one, two = (pipeline.encode_s(np.array([count]))[:, :1] for count in (1.0, min(2.0, pipeline.most_rows)))
-        fixed = np.maximum(2 * one - two, 0.0)
-        encode = np.maximum(encode - np.minimum(prompts / parts, 1.0) * fixed, 0.0)
     both = encode + decode
     bottleneck, path = parts * both.max(axis=0), both.sum(axis=0) + pipeline.return_s * (len(pipeline.stages) > 1)
     total = np.maximum(bottleneck, path)

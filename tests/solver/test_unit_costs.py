@@ -13,12 +13,14 @@ from solver.plan.memory import memory_table
 from solver.plan.packing import pack
 from solver.plan.plan import make_buckets
 from solver.plan.schedule import Schedule, StageSpec
+from solver.simulate.continuous import evaluate_chunked, evaluate_iteration
 from solver.simulate.costs import Pipeline, PlacedStage
 from solver.simulate.lengths import lengths_of
 from solver.simulate.memory import MemoryModel
 from solver.simulate.padding import Padding, decode_mixture, encode_call_rows, encode_calls, reach_shares
 from solver.simulate.points import Conditions
 from solver.simulate.rra import evaluate_rra
+from solver.simulate.static import evaluate_static
 from solver.simulate.unit_costs import unit_costs
 from tests.solver.planner_cases import paper_task, random_profile, random_workload, small_cluster, small_spec
 
@@ -160,6 +162,15 @@ def test_padded_points_of_certain_lengths_are_one_call_each() -> None:
     assert found.encode_s[0] == pytest.approx(float(encode))
     assert found.decode_phase_s[0] == pytest.approx(8 * float(step) + profile.phase_s)
     assert found.latency_s[0] == pytest.approx(2 * found.period_s[0])
+    # The other policies on the same engine: four rows of static, eight slots refilled before each iteration.
+    step_4 = 3 * times.decode.at(4.0, 128.0) + ends.embed.at(4.0, 0.0) + ends.head.at(4.0, 0.0)
+    batch = evaluate_static(pipeline, lengths, Conditions(), np.array([4]), 16, padding=padding)
+    assert batch.period_s[0] == pytest.approx(float(encode) + 16 * float(step_4) + profile.phase_s)
+    slots = evaluate_iteration(pipeline, lengths, Conditions(), np.array([8]), padding=padding)
+    whole = 3 * times.decode.at(8.0, 256.0) + ends.embed.at(8.0, 0.0) + ends.head.at(8.0, 0.0)
+    assert slots.decode_phase_s[0] == pytest.approx(float(whole) + profile.phase_s)
+    chunks = evaluate_chunked(pipeline, lengths, Conditions(), np.array([200]), np.array([8]), padding=padding)
+    assert chunks.decode_phase_s[0] == pytest.approx(float(whole) + profile.phase_s)
 
 
 @pytest.mark.parametrize("role", ["both", "encode", "decode"])
