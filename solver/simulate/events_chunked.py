@@ -18,7 +18,7 @@ from solver.plan.schedule import Schedule
 from solver.plan.timeline import Kind, Timeline
 from solver.simulate.events_arrivals import Demand
 from solver.simulate.events_clock import Clock
-from solver.simulate.events_mixed import MixedCosts
+from solver.simulate.events_mixed import Chunk, MixedCosts
 from solver.simulate.events_outcome import Outcome
 from solver.simulate.events_pages import Pages
 from solver.simulate.events_queue import Room
@@ -53,6 +53,8 @@ class ChunkedLoop:
         self._schedule, self._costs, self._demand, self._timeline = schedule, costs, demand, timeline
         self._decode = demand.decode_iterations("encode")
         self._arrival_s = None if demand.arrival_s is None else demand.arrival_s.tolist()
+        if not costs.fused and math.isfinite(room.tokens):
+            raise ValueError("cache_tokens: pages are counted where rows and chunks share a call; allocate whole rows")
         self._rows = min(room.rows, schedule.max_rows)
         self._pages = Pages(room.tokens, room.page, room.reuse)
         self._clock = Clock(costs.stages, costs.return_s)
@@ -87,21 +89,48 @@ class ChunkedLoop:
         if not preempted and budget > 0:
             begun, deferred = self._admit(budget, now_s)
             chunks += begun
-        live, tokens = self._live, self._tokens
-        work = [(size, row.encoded) for row, size in chunks]
-        times = np.array([self._costs.mixed(live, tokens, work, self._parts)])
-        done_s = self._clock.decode(times, self._ready_s)[0]
-        self._ready_s = done_s.tolist()
-        end_s = float(done_s.max())
-        held = live + len(self._encoding)
+        before = self._iteration
+        live, held = (self._in_one_call if self._costs.fused else self._in_two_calls)(chunks, now_s)
         self._phases.append(
-            Phase(now_s, first, self._next - first, self._iteration, live, held, self._pages.used_tokens, deferred)
+            Phase(now_s, first, self._next - first, before, live, held, self._pages.used_tokens, deferred)
         )
+
+    def _in_one_call(self, chunks: list[tuple[Row, int]], now_s: float) -> tuple[int, int]:
+        """Rows and chunks pass the stages together; prompts that are complete decode from the next iteration on."""
+        live, held = self._live, self._live + len(self._encoding)
+        work = [(size, row.encoded) for row, size in chunks]
+        end_s = self._compute(live, self._tokens, work)
         encoded = sum(size for size, _ in work)
         kind: Kind = "decode" if live else "encode"
         entry = Work(kind, live + len(work), live + encoded, 1 if live else 0)
         note(self._timeline, len(self._phases), entry, now_s, self._clock.free_s)
-        self._advance(chunks, end_s)
+        self._end_iteration(end_s)
+        self._join(chunks, end_s)
+        return live, held
+
+    def _in_two_calls(self, chunks: list[tuple[Row, int]], now_s: float) -> tuple[int, int]:
+        """Chunks are encoded first; prompts that are complete decode in the same iteration."""
+        phase, held = len(self._phases), self._live + len(self._encoding)
+        if chunks:
+            work = [(size, row.encoded) for row, size in chunks]
+            end_s = self._compute(0, 0, work)
+            encoded = sum(size for size, _ in work)
+            note(self._timeline, phase, Work("encode", len(work), encoded), now_s, self._clock.free_s)
+            self._join(chunks, end_s)
+        live = self._live
+        if live:
+            start_s = self._ready_s[0]
+            end_s = self._compute(live, self._tokens, [])
+            note(self._timeline, phase, Work("decode", live, live, 1), start_s, self._clock.free_s)
+            self._end_iteration(end_s)
+        return live, held
+
+    def _compute(self, rows: int, tokens: int, work: list[Chunk]) -> float:
+        """One pass of every micro-batch through the stages; returns when the last is back."""
+        times = self._costs.mixed(rows, tokens, work, self._parts)[None]
+        done_s = self._clock.decode(times, self._ready_s)[0]
+        self._ready_s = done_s.tolist()
+        return float(done_s.max())
 
     def _now_s(self) -> float:
         """When the next iteration begins; idle until somebody comes."""
@@ -191,8 +220,8 @@ class ChunkedLoop:
             self._deferrals += 1
             self._deferred_to = row.number + 1
 
-    def _advance(self, chunks: list[tuple[Row, int]], end_s: float) -> None:
-        """The iteration has happened: rows that end leave, prompts that are complete join."""
+    def _end_iteration(self, end_s: float) -> None:
+        """Every row that decodes has one token more; those that end leave."""
         self._iteration += 1
         for row in self._ending.pop(self._iteration, ()):
             self._last_s[row.number] = end_s
@@ -201,6 +230,11 @@ class ChunkedLoop:
             self._pages.leave(row.joined, row.prompt)
             self._pages.give_back(row.prompt + row.decode)
         self._tokens += self._live
+        while self._admitted and self._ended(self._admitted[-1]):
+            self._admitted.pop()
+
+    def _join(self, chunks: list[tuple[Row, int]], end_s: float) -> None:
+        """The chunks are encoded; prompts that are complete have their first token and decode."""
         for row, size in chunks:
             row.encoded += size
             if row.encoded < row.prompt:
@@ -217,8 +251,6 @@ class ChunkedLoop:
             self._tokens += row.prompt
             self._pages.join(self._iteration, row.prompt)
             self._ending[self._iteration + row.decode].append(row)
-        while self._admitted and self._ended(self._admitted[-1]):
-            self._admitted.pop()
 
     def _ended(self, row: Row) -> bool:
         return row.joined >= 0 and row.joined + row.decode <= self._iteration

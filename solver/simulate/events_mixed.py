@@ -22,13 +22,16 @@ Chunk = tuple[int, int]
 
 
 class MixedCosts(Protocol):
-    """Seconds per stage of one pipeline."""
+    """Seconds per stage of one pipeline; `fused`: rows and chunks share a call, else chunks go first."""
 
     @property
     def stages(self) -> int: ...
 
     @property
     def return_s(self) -> float: ...
+
+    @property
+    def fused(self) -> bool: ...
 
     def mixed(self, rows: int, tokens: float, chunks: list[Chunk], parts: int) -> Floats:
         """float64 [parts, stages]: an iteration in `parts` micro-batches as equal as can be.

@@ -63,6 +63,7 @@ class CardTimes:
     attention: Floats
     graph_sizes: tuple[int, ...] = ()
     stages: int = 1
+    fused: bool = True
     return_s: float = 0.0
 
     def mixed(self, rows: int, tokens: float, chunks: list[Chunk], parts: int) -> Floats:

@@ -16,8 +16,9 @@ from exegpt_jax.runner.request import Request
 from exegpt_jax.testing.fake import FakeExecutor
 from exegpt_jax.testing.hidden_lengths import HiddenLengths
 from solver.facts.workload import Floats, Ints, Trace, merge
-from solver.plan.plan import make_plan
+from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
+from solver.plan.timeline import Timeline
 from solver.simulate.costs import Pipeline, PlacedStage
 from solver.simulate.events import Machines, simulate
 from solver.simulate.events_arrivals import Demand, arriving, replay, saturated
@@ -218,51 +219,76 @@ class RecordingSource(BatchSource):
         return costs
 
 
+MOST_OUTPUT = 40
+
+
+def small_schedule(policy: str, rows: int, iterations: int, budget: int = 0) -> Schedule:
+    return Schedule(
+        policy=policy,  # type: ignore[arg-type]
+        encode_batch=min(5, rows),
+        decode_iterations=iterations,
+        decode_batch=max(5, rows * 3 // 4),
+        max_rows=rows,
+        stages=(StageSpec("both", (0, 4), (0,), 1),),
+        micro_batch=rows,
+        encode_micro_batch=min(5, rows),
+        token_budget=budget,
+    )
+
+
+def short_answers(rng: np.random.Generator, count: int) -> Demand:
+    outputs = rng.integers(1, MOST_OUTPUT + 1, count)
+    outputs[0] = MOST_OUTPUT
+    return Demand(rng.integers(1, 200, count), outputs, np.zeros(count))
+
+
+def ran(schedule: Schedule, demand: Demand) -> tuple[Plan, Runner, RecordingExecutor]:
+    """The real Runner on the demand, all of it there from the start."""
+    names = {"model": "toy", "dtype": "float32", "cache_dtype": "float32"}
+    plan = make_plan(small_spec(), schedule, **names, cache_tokens=400, max_prompt_tokens=200)
+    executor = RecordingExecutor(plan, 97)
+    hidden = HiddenLengths(executor, lambda row: int(demand.output_tokens[row.request]))
+    runner = Runner(plan, hidden, lambda events: None)
+    for number, tokens in enumerate(demand.input_tokens):
+        runner.submit(Request(f"r{number}", (1,) * int(tokens), Sampling(max_tokens=MOST_OUTPUT)))
+    while runner.run_phase():
+        pass
+    return plan, runner, executor
+
+
+def what_happened(timeline: Timeline) -> list[tuple[int, str, int, int]]:
+    """Phase, kind, tokens and iterations of every entry."""
+    return [(entry.phase, entry.kind, entry.tokens, entry.iterations) for entry in timeline]
+
+
 @pytest.mark.parametrize("policy", ["rra", "static", "iteration"])
 @pytest.mark.parametrize("seed", range(3))
 def test_calls_are_the_runners(policy: str, seed: int) -> None:
     """Padded profile: the same encode calls, decode rows, iterations and buckets as the Runner's commands."""
     rng = np.random.default_rng(seed)
     spec, rows = small_spec(), int(rng.integers(8, 30))
-    schedule = Schedule(
-        policy=policy,  # type: ignore[arg-type]
-        encode_batch=min(5, rows),
-        decode_iterations=int(rng.integers(1, 9)),
-        decode_batch=max(5, rows * 3 // 4),
-        max_rows=rows,
-        stages=(StageSpec("both", (0, 4), (0,), 1),),
-        micro_batch=rows,
-        encode_micro_batch=min(5, rows),
-    )
-    plan = make_plan(
-        spec,
-        schedule,
-        model="toy",
-        dtype="float32",
-        cache_dtype="float32",
-        cache_tokens=400,
-        max_prompt_tokens=200,
-    )
-    count, most = 120, 40
-    demand = Demand(rng.integers(1, 200, count), rng.integers(1, most + 1, count))
-    demand.output_tokens[0] = most
-    executor = RecordingExecutor(plan, 97)
-    hidden = HiddenLengths(executor, lambda row: int(demand.output_tokens[row.request]))
-    runner = Runner(plan, hidden, lambda events: None)
-    for number, tokens in enumerate(demand.input_tokens):
-        runner.submit(Request(f"r{number}", (1,) * int(tokens), Sampling(max_tokens=most)))
-    while runner.run_phase():
-        pass
-
+    schedule = small_schedule(policy, rows, int(rng.integers(1, 9)))
+    demand = short_answers(rng, 120)
+    plan, runner, executor = ran(schedule, demand)
     profile = random_profile(rng, spec, padded=True)
     source = RecordingSource({"x": profile}, spec, small_cluster(), plan.buckets)
-    at_once = dataclasses.replace(demand, arrival_s=np.zeros(count))
-    run(schedule, random_pipeline(rng, 1, rows + 1), at_once, Conditions(), source=source)
+    found = run(schedule, random_pipeline(rng, 1, rows + 1), demand, Conditions(), source=source)
+    assert what_happened(found.timeline) == what_happened(runner.timeline)
     (costs,) = source.made
     calls = [[(call.rows_bucket, call.tokens_bucket) for call in command.encode] for command in executor.commands]
     assert costs.encoded == [sorted(part) for part in calls if part]
     decodes = [command.decode for command in executor.commands if command.decode is not None]
     assert costs.decoded == [(call.iterations, call.rows_bucket, call.cache_bucket) for call in decodes]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chunks_are_the_runners(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    schedule = small_schedule("chunked", int(rng.integers(8, 30)), 1, budget=int(rng.integers(20, 300)))
+    demand = short_answers(rng, 120)
+    _, runner, _ = ran(schedule, demand)
+    found = run(schedule, random_pipeline(rng, 1, 60), demand, fused=False)
+    assert what_happened(found.timeline) == what_happened(runner.timeline)
 
 
 def test_exact_lengths_cost_as_the_mean_where_all_prompts_are_equal() -> None:
