@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from solver.facts.model_spec import ModelSpec
 from solver.facts.parameters import parameters
@@ -63,6 +65,7 @@ def dtype_bytes(dtype: str) -> int:
     return DTYPE_BYTES[dtype]
 
 
+@functools.lru_cache(maxsize=4096)
 def weight_bytes(spec: ModelSpec, stage: StageSpec, dtype: str) -> int:
     """Bytes of parameters on each device of the stage."""
     found = parameters(spec, stage.layers, stage.tensor)
@@ -99,9 +102,14 @@ def view_bytes(spec: ModelSpec, stage: StageSpec, buckets: Buckets, cache_dtype:
 
 
 def memory_table(
-    spec: ModelSpec, schedule: Schedule, buckets: Buckets, dtype: str, cache_dtype: str
+    spec: ModelSpec,
+    schedule: Schedule,
+    buckets: Buckets,
+    dtype: str,
+    cache_dtype: str,
+    cache_layout: Literal["slots", "paged"] = "slots",
 ) -> tuple[DeviceMemory, ...]:
-    """What every device of the schedule holds at most, stage by stage."""
+    """What every device of the schedule holds at most, stage by stage; pages are attended to where they lie."""
     table: list[DeviceMemory] = []
     for index, stage in enumerate(schedule.stages):
         decodes = stage.role != "encode"
@@ -115,7 +123,7 @@ def memory_table(
             payload_bytes=_largest_payload(spec, stage, buckets, cache_dtype),
             temporary_bytes=max(
                 _encode_temporaries(spec, stage, buckets, dtype),
-                _decode_temporaries(spec, stage, buckets, dtype, cache_dtype) if decodes else 0,
+                _decode_temporaries(spec, stage, buckets, dtype, cache_dtype, cache_layout) if decodes else 0,
             ),
         )
         table.extend(dataclasses.replace(memory, device=device) for device in stage.devices)
@@ -201,7 +209,10 @@ def _encode_temporaries(spec: ModelSpec, stage: StageSpec, buckets: Buckets, dty
     return max(whole, chunk) + _sampling_bytes(spec, stage, rows)
 
 
-def _decode_temporaries(spec: ModelSpec, stage: StageSpec, buckets: Buckets, dtype: str, cache_dtype: str) -> int:
+def _decode_temporaries(
+    spec: ModelSpec, stage: StageSpec, buckets: Buckets, dtype: str, cache_dtype: str, cache_layout: str
+) -> int:
     rows = buckets.decode_rows[-1]
     activations = _activation_bytes(spec, stage, rows, 1, buckets.cache_tokens[-1], dtype)
-    return view_bytes(spec, stage, buckets, cache_dtype) + activations + _sampling_bytes(spec, stage, rows)
+    view = view_bytes(spec, stage, buckets, cache_dtype) if cache_layout == "slots" else 0
+    return view + activations + _sampling_bytes(spec, stage, rows)

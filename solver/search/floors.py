@@ -104,15 +104,25 @@ class Floors:
 
 
 def floors_of(
-    pipeline: Pipeline, encode_micro_batches: int = 1, micro_batches: int = 1, memory: MemoryFloor | None = None
+    pipeline: Pipeline,
+    encode_micro_batches: int = 1,
+    micro_batches: int = 1,
+    memory: MemoryFloor | None = None,
+    most_rows: int | None = None,
 ) -> Floors:
-    """Floors of one pipeline at m_E and m_D micro-batches (scheduling.md, 2.2); T_E is exact."""
-    encode = np.arange(pipeline.most_rows * encode_micro_batches + 1) / encode_micro_batches
+    """Floors of one pipeline at m_E and m_D micro-batches (scheduling.md, 2.2); T_E is exact.
+
+    `most_rows`: in flight at most; None: as many as the tables reach.
+    """
+    most_encode = pipeline.most_rows * encode_micro_batches
+    encode = np.arange((most_encode if most_rows is None else min(most_encode, most_rows)) + 1) / encode_micro_batches
     stages = pipeline.encode_s(encode)
     encode_s = stages.sum(axis=0) + (encode_micro_batches - 1) * stages.max(axis=0)
 
     # By whole rows of a micro-batch: the path, and the bottleneck made so that it holds between the entries too.
     tables = pipeline.decode_rows_s
+    if most_rows is not None:
+        tables = tables[..., : max(1, -(-most_rows // micro_batches)) + 1]
     path = tables.sum(axis=0)
     slowest = below_maximum(tables)
     back_s = pipeline.return_s if len(pipeline.stages) > 1 else 0.0
@@ -123,8 +133,8 @@ def floors_of(
     return Floors(
         encode_s,
         pipeline.contexts,
-        _spread(decode, micro_batches),
-        _spread(drain, micro_batches),
+        spread(decode, micro_batches),
+        spread(drain, micro_batches),
         memory,
     )
 
@@ -152,7 +162,7 @@ def below_maximum(tables: Floats) -> Floats:
     return lowered
 
 
-def _spread(table: Floats, micro_batches: int) -> Floats:
+def spread(table: Floats, micro_batches: int) -> Floats:
     """From rows of a micro-batch to rows in flight, straight lines between."""
     if micro_batches == 1:
         return table

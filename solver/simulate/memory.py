@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from solver.plan.plan import make_buckets
 from solver.plan.schedule import Role, Schedule, StageSpec
 from solver.simulate.costs import Pipeline, PlacedStage
 from solver.simulate.points import Conditions
+
+Layers = tuple[int, int]
+Layout = Literal["slots", "paged"]
 
 
 def block_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
@@ -84,7 +88,8 @@ class MemoryModel:
         for stage in pipeline.stages:
             layers = (layer, layer + stage.layers)
             layer = layers[1]
-            found = [self._device(layers, stage, role, int(most), int(batch)) for most, batch in pairs.T]
+            layout: Layout = "slots" if paged_tokens is None else "paged"
+            found = [self._device(layers, stage, role, int(most), int(batch), layout) for most, batch in pairs.T]
             total = np.array([memory.total_bytes for memory in found], np.float64)[where]
             if paged_tokens is not None and role != "encode":
                 slots = np.array([memory.cache_bytes for memory in found], np.float64)[where]
@@ -94,14 +99,14 @@ class MemoryModel:
         return np.stack(rows)
 
     def _device(
-        self, layers: tuple[int, int], stage: PlacedStage, role: Role, max_rows: int, encode_micro_batch: int
+        self, layers: Layers, stage: PlacedStage, role: Role, max_rows: int, encode_micro_batch: int, layout: Layout
     ) -> DeviceMemory:
-        return _device_memory(self, layers, stage.unit.tensor, role, max_rows, encode_micro_batch)
+        return _device_memory(self, layers, stage.unit.tensor, role, max_rows, encode_micro_batch, layout)
 
 
 @functools.lru_cache(maxsize=200_000)
 def _device_memory(
-    model: MemoryModel, layers: tuple[int, int], tensor: int, role: Role, max_rows: int, encode_micro_batch: int
+    model: MemoryModel, layers: Layers, tensor: int, role: Role, max_rows: int, encode_micro_batch: int, layout: Layout
 ) -> DeviceMemory:
     schedule = Schedule(
         policy="rra",
@@ -114,7 +119,7 @@ def _device_memory(
         encode_micro_batch=encode_micro_batch,
     )
     buckets = make_buckets(schedule, model.cache_tokens, model.max_prompt_tokens)
-    return memory_table(model.spec, schedule, buckets, model.dtype, model.cache_dtype)[0]
+    return memory_table(model.spec, schedule, buckets, model.dtype, model.cache_dtype, layout)[0]
 
 
 def candidate_bytes(

@@ -1,0 +1,228 @@
+"""RRA over placements and (B_E, N_D) together: incumbents of one mould, better ones from CP-SAT, and a proof.
+
+    uniform placements, each searched to its optimum -> the placement solver at the best point, searched again
+        -> families of placements (copies, micro-batches) bounded by what no placement undercuts
+
+The certificate's bound is the largest of the incumbent and of the families that the relaxation could not rule out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from solver.facts.workload import Ints
+from solver.search.bounds import RraBounds
+from solver.search.boxes import Bounds, Boxes
+from solver.search.branch_and_bound import Found, search
+from solver.search.family import Family, family_bounds
+from solver.search.floors import Floors, floors_of, memory_floor
+from solver.search.infeasible import Relaxed, why_infeasible
+from solver.search.limits import Limits
+from solver.search.outcome import Best, Outcome, Report, Tally
+from solver.search.padded_floors import padded
+from solver.search.placement_search import better_placement
+from solver.search.pools import replica_counts, share_pools
+from solver.search.setting import Setting
+from solver.search.uniform import Placed, micro_batch_counts, uniform_placements
+from solver.simulate.points import Points
+from solver.simulate.rra import evaluate_rra
+
+# Values of B_E, and of N_D, of the coarse look at a pipeline.
+_COARSE = 12
+
+
+def search_rra(setting: Setting, tally: Tally, report: Report) -> Outcome:
+    """The best RRA schedule, and a bound on all of them."""
+    best, bound_rps = search_placements(setting, list(uniform_placements(setting)), tally, None, report)
+    if sum(pool.devices for pool in setting.pools) > 1:
+        best = _improve(setting, tally, best, report)
+        bound_rps = max(bound_rps, _bound_families(setting, tally, best, report))
+    return Outcome(best, max(bound_rps, best.rps if best else 0.0), "all placements, B_E and N_D")
+
+
+def search_placements(
+    setting: Setting, placements: Sequence[Placed], tally: Tally, best: Best | None, report: Report
+) -> tuple[Best | None, float]:
+    """The best of `best` and the placements' own optima; and the bound of what a limit on time left open.
+
+    A coarse look at every pipeline orders them, since most are ruled out at once by a good incumbent.
+    """
+    pipelines = [(placed, m_e, m_d) for placed in placements for m_e, m_d in _pairs(placed)]
+    promise = [_coarse_rps(setting, *pipeline) for pipeline in pipelines]
+    tally.evaluated += len(pipelines) * _COARSE**2
+    open_rps = 0.0
+    for index in sorted(range(len(pipelines)), key=lambda i: -promise[i]):
+        placed, m_e, m_d = pipelines[index]
+        if tally.left_s <= 0:
+            tally.complete = False
+            return best, math.inf
+        found = search_pipeline(setting, placed, m_e, m_d, tally.left_s, best.rps if best else None)
+        tally.add(found)
+        if found.best is not None and found.points is not None:
+            best = Best("rra", placed, found.points, m_e, m_d, found.objective * placed.copies)
+            tally.note(best.rps, None)
+        if not found.complete or found.gap > 0:
+            open_rps = max(open_rps, found.bound * placed.copies)
+        report(tally.nodes, best.rps if best else None, None)
+    return best, open_rps
+
+
+def _pairs(placed: Placed) -> list[tuple[int, int]]:
+    return [(m_e, m_d) for m_e in placed.micro_batches() for m_d in placed.micro_batches()]
+
+
+def _coarse_rps(setting: Setting, placed: Placed, m_e: int, m_d: int) -> float:
+    """The best of a few candidates that keep the limits; 0 where none does."""
+    batches, iterations = (
+        np.unique(np.round(np.geomspace(1, most, _COARSE)).astype(np.int64))
+        for most in (setting.most_rows, setting.most_iterations)
+    )
+    grid = np.meshgrid(batches, iterations, indexing="ij")
+    points = rra_evaluator(setting, placed, m_e, m_d)(grid[0].ravel(), grid[1].ravel())
+    kept = limits_of(setting, placed).kept(points)
+    return float(points.throughput_rps[kept].max(initial=0.0)) * placed.copies
+
+
+def search_pipeline(
+    setting: Setting, placed: Placed, m_e: int, m_d: int, time_limit_s: float, beat_rps: float | None
+) -> Found:
+    """Proof search over (B_E, N_D) on one pipeline."""
+    most = setting.most_rows
+    return search(
+        rra_bounds(setting, placed, m_e, m_d),
+        rra_evaluator(setting, placed, m_e, m_d),
+        limits_of(setting, placed),
+        ((1, most), (1, setting.most_iterations)),
+        gap=setting.request.gap,
+        node_limit=setting.request.node_limit,
+        time_limit_s=time_limit_s,
+        incumbent=None if beat_rps is None else beat_rps / placed.copies,
+    )
+
+
+def limits_of(setting: Setting, placed: Placed) -> Limits:
+    return dataclasses.replace(setting.limits, memory_bytes=placed.usable_bytes(setting))
+
+
+def rra_bounds(setting: Setting, placed: Placed, m_e: int, m_d: int) -> RraBounds:
+    memory = memory_floor(placed.pipeline, setting.lengths, setting.conditions, placed.usable_bytes(setting))
+    floors: Floors = floors_of(placed.pipeline, m_e, m_d, memory, setting.most_rows)
+    if setting.padding is not None:
+        floors = padded(floors)
+    return RraBounds(floors, setting.lengths, setting.conditions, setting.most_iterations)
+
+
+def rra_evaluator(setting: Setting, placed: Placed, m_e: int, m_d: int) -> Callable[[Ints, Ints], Points]:
+    with_tpot = math.isfinite(setting.limits.tpot_s)
+
+    def evaluate(batch: Ints, iterations: Ints) -> Points:
+        return evaluate_rra(
+            placed.pipeline, setting.lengths, setting.conditions, batch, iterations, m_e, m_d,
+            memory=setting.memory, padding=setting.padding, rate_rps=_rate(setting, placed), with_tpot=with_tpot,
+        )  # fmt: skip
+
+    return evaluate
+
+
+def why_not_rra(setting: Setting) -> tuple[Placed, tuple[Relaxed, ...]]:
+    """Of the placements, the one that comes nearest to the latency bound, and what each limit would have to be."""
+    nearest: tuple[float, Placed, tuple[Relaxed, ...]] | None = None
+    for placed in uniform_placements(setting):
+        most = ((1, setting.most_rows), (1, setting.most_iterations))
+        found = why_infeasible(
+            rra_bounds(setting, placed, 1, 1), rra_evaluator(setting, placed, 1, 1), limits_of(setting, placed), most,
+            node_limit=5_000,
+        )  # fmt: skip
+        times = [r.nearest / r.limit for r in found if r.name != "memory" and r.nearest is not None]
+        memory = next((r.alone for r in found if r.name == "memory" and r.alone is not None), 1.0)
+        distance = max(times, default=1.0) if memory <= 1 else 1e3 * memory
+        if nearest is None or distance < nearest[0]:
+            nearest = distance, placed, found
+    assert nearest is not None, "a cluster has at least one placement"
+    return nearest[1], nearest[2]
+
+
+def _rate(setting: Setting, placed: Placed) -> float | None:
+    """Arrivals that one copy gets."""
+    return None if setting.rate_rps is None else setting.rate_rps / placed.copies
+
+
+def _improve(setting: Setting, tally: Tally, best: Best | None, report: Report) -> Best | None:
+    """Placements of mixed degrees and uneven layers, while they help."""
+    while best is not None and setting.padding is None and tally.left_s > 0:
+        placed = better_placement(setting, best.placed, best.points, best.encode_micro_batches,
+                                  best.decode_micro_batches, tally.left_s)  # fmt: skip
+        tally.nodes += 1
+        if placed is None:
+            return best
+        found, _ = search_placements(setting, [placed], tally, best, report)
+        if found is best:
+            return best
+        best = found
+    return best
+
+
+def _bound_families(setting: Setting, tally: Tally, best: Best | None, report: Report) -> float:
+    """The largest bound of a family that may still beat the incumbent; 0 where none does."""
+    beat = best.rps if best else 0.0
+    bound_rps = 0.0
+    for copies in replica_counts(setting.pools):
+        pools = share_pools(setting.pools, copies)[0]
+        devices = sum(pool.devices for pool in pools)
+        if devices == 1:
+            continue  # the uniform placement is all there is, and was searched
+        for whole, parts in _families(min(setting.layers, devices)):
+            if tally.left_s <= 0:
+                tally.complete = False
+                return math.inf
+            already = max(beat, bound_rps) / copies
+            found = _relaxed(setting, family_bounds(setting, pools, whole), tally, already)
+            if found and len(parts) > 1 and tally.left_s > 0:
+                found = max(_relaxed(setting, family_bounds(setting, pools, part), tally, already) for part in parts)
+            bound_rps = max(bound_rps, found * copies)
+            report(tally.nodes, best.rps if best else None, max(beat, bound_rps))
+    tally.note(best.rps if best else None, max(beat, bound_rps))
+    return bound_rps
+
+
+def _families(most_stages: int) -> list[tuple[Family, list[Family]]]:
+    """Every pair of micro-batch counts , the stages that it is tried with, and their parts by doublings."""
+    found = []
+    counts = [2**power for power in range((2 * most_stages).bit_length())]
+    for m_e in counts:
+        for m_d in counts:
+            fitting = [n for n in range(1, most_stages + 1) if {m_e, m_d} <= set(micro_batch_counts(n))]
+            if fitting:
+                parts = [
+                    Family((min(part), max(part)), m_e, m_d)
+                    for power in range(most_stages.bit_length() + 1)
+                    if (part := [n for n in fitting if 2**power // 2 < n <= 2**power])
+                ]
+                found.append((Family((fitting[0], fitting[-1]), m_e, m_d), parts))
+    return found
+
+
+def _relaxed(setting: Setting, bounds: Bounds, tally: Tally, beat_rps: float) -> float:
+    """The optimum of the relaxation where it exceeds `beat_rps`; else 0."""
+    limits = dataclasses.replace(setting.limits, memory_bytes=(1.0,))
+    with_tpot = math.isfinite(limits.tpot_s)
+
+    def evaluate(batch: Ints, iterations: Ints) -> Points:
+        found = bounds.bound(Boxes(batch, batch, iterations, iterations), with_tpot)
+        nothing = np.zeros(len(batch))
+        return Points(
+            batch, iterations, found.throughput_rps, found.latency_s, found.ttft_s, found.tpot_s, nothing, nothing,
+            nothing, nothing, batch, found.memory_share[None, :],
+        )  # fmt: skip
+
+    most = setting.most_rows
+    found = search(
+        bounds, evaluate, limits, ((1, most), (1, setting.most_iterations)),
+        gap=max(setting.request.gap, 1e-3), time_limit_s=tally.left_s, incumbent=beat_rps or None, node_limit=20_000,
+    )  # fmt: skip
+    tally.add(dataclasses.replace(found, complete=True))
+    return found.bound if found.bound > beat_rps else 0.0
