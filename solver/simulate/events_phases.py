@@ -61,8 +61,9 @@ class PhaseLoop:
         self._phases: list[Phase] = []
         # Rows that have ended in the phase before, of which the runner hears a phase late.
         self._unheard = 0
-        # Rows of a batch that is not compacted.
+        # Rows of a batch that is not compacted (whose slots, whose tokens on average).
         self._batch = self._slots = 0
+        self._batch_context = 0.0
         # When each phase's tokens and each iteration's tokens (per micro-batch) are known, and each request's moments.
         self._phase_end_s: list[float] = []
         self._iteration_end_s: list[Floats] = []
@@ -142,12 +143,19 @@ class PhaseLoop:
 
     def _decode_phase(self, wanted: Wish, held: int, live: Ints, tokens: Floats) -> DecodePhase:
         """What is computed: live rows, or with compaction by phase all that were there when it started."""
-        computed, attended = live, context(live, tokens)
-        if not wanted.compact or self._conditions.compaction == "phase":
-            # Rows that end run on to the end of the phase (a batch without compaction: of the batch).
-            self._batch = int(live[0]) if wanted.compact else max(self._batch, int(live[0]))
-            computed = np.full_like(live, self._batch)
+        computed = live
+        attended: Floats = context(live, tokens)
+        if wanted.compact and self._conditions.compaction == "phase":
+            # Rows that end run on to the end of the phase.
+            computed = np.full_like(live, int(live[0]))
             attended = attended[0] + np.arange(len(live))
+        elif not wanted.compact:
+            # They run on to the end of the batch.
+            if not self._batch:
+                self._batch, self._batch_context = int(live[0]), float(attended[0])
+            computed = np.full_like(live, self._batch)
+            attended = self._batch_context + np.arange(len(live))
+            self._batch_context += len(live)
         self._slots = held if wanted.compact else max(self._slots, held)
         iterations, reach = self._reach(wanted.iterations)
         return DecodePhase(

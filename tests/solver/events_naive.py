@@ -36,7 +36,8 @@ def run(
     arrivals = [0.0] * len(demand) if demand.arrival_s is None else [float(a) for a in demand.arrival_s]
     pairs = zip(arrivals, demand.input_tokens, demand.output_tokens, strict=True)
     people = [Person(arrival_s, int(prompt), int(output)) for arrival_s, prompt, output in pairs]
-    waiting, now_s, batch = list(people), 0.0, 0
+    waiting, now_s = list(people), 0.0
+    batch: list[Person] = []
     live: list[Person] = []
     rows: list[int] = []
     while waiting or live:
@@ -56,7 +57,7 @@ def run(
             person.generated, person.first_s, person.last_s = 1, now_s, now_s
         live = [person for person in [*live, *admitted] if person.generated < person.output]
         rows.append(len(live))
-        batch = 0 if not live else max(batch, len(live))
+        batch = live if decision.compact or not batch else batch
         ended: list[Person] = []
         if live:
             now_s += pipeline.phase_s
@@ -64,16 +65,17 @@ def run(
             if not live:
                 break
             behind = 1 if first_token == "encode" else 0
-            context = sum(person.prompt + person.generated - behind for person in live) / len(live)
-            computed = len(live) if decision.compact else batch
-            now_s += float(pipeline.decode_s(np.array(float(computed)), np.array(context))[0])
-            for person in live:
+            computed = live if decision.compact else batch
+            context = sum(person.prompt + person.generated - behind for person in computed) / len(computed)
+            now_s += float(pipeline.decode_s(np.array(float(len(computed))), np.array(context))[0])
+            for person in computed:
                 person.generated += 1
+            for person in live:
                 person.last_s = now_s
                 person.first_s = person.first_s or now_s
             ended += [person for person in live if person.generated == person.output]
             live = [person for person in live if person.generated < person.output]
-        batch = batch if live else 0
+        batch = batch if live else []
         if delivery == "phase":
             for person in ended:
                 person.last_s = now_s

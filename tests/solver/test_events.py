@@ -69,16 +69,6 @@ def run(
 def test_equals_a_naive_simulation(policy: str, delivery: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     pipeline = random_pipeline(rng, 1, 60, ragged=True)
-    # A batch that is not compacted attends with every row's context; flat tables keep the naive one simple.
-    if policy == "static":
-        pipeline = Pipeline(
-            tuple(
-                dataclasses.replace(
-                    stage, unit=dataclasses.replace(stage.unit, decode_s=stage.unit.decode_s[:1].repeat(3, axis=0))
-                )
-                for stage in pipeline.stages
-            )
-        )
     schedule = schedule_of(policy, max_rows=int(rng.integers(10, 40)), decode_batch=10, micro_batch=10)
     demand = arriving(random_workload(rng), 200, rate_rps=float(rng.uniform(5, 60)), seed=seed)
     conditions = Conditions(compaction="iteration", delivery=delivery)  # type: ignore[arg-type]
