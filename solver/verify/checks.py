@@ -118,7 +118,7 @@ def derive_plan(plan: Plan, spec: ModelSpec, setting: Setting, workload: Workloa
     """The plan's own figures, of one replica; of several readings the one nearest to what it predicts."""
     padded = any(profile.padded for profile in setting.profiles.values())
     line, answers, asked = Line(setting, plan.schedule.stages), Answers(workload, spec.first_token), asked_of(plan)
-    found = [derive(line, answers, each, asked, plan if padded else None) for each in candidates_of(plan)]
+    found = [derive(line, answers, each, asked, plan.buckets if padded else None) for each in candidates_of(plan)]
     claimed = plan.prediction.throughput_rps / plan.replicas if plan.prediction is not None else 0.0
     return min(found, key=lambda derived: abs(derived.throughput_rps - claimed))
 

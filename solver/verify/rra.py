@@ -12,13 +12,14 @@ import math
 import numpy as np
 
 from solver.facts.workload import Workload
-from solver.plan.buckets import attended_tokens, round_up
+from solver.plan.buckets import Buckets, attended_tokens, round_up
 from solver.plan.packing import pack
-from solver.plan.plan import Plan
 from solver.plan.schedule import StageSpec
 from solver.verify.stage_times import TOKEN_BYTES, Setting, StageTimes, link_between, transfer_s
 
-_SAMPLES, _SEED = 300, 11
+# Phases drawn: fewer for large batches, whose sums spread less.
+_MOST_DRAWN, _LEAST_DRAWN, _PROMPTS_DRAWN = 300, 30, 6000
+_SEED = 11
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,6 @@ class Derived:
     encode_s: float
     decode_phase_s: float
     decode_batch: float
-    rows_variance: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,20 +132,20 @@ class Line:
         return max(parts * slowest, path), min(path - slowest, (parts - 1) * slowest)
 
 
-def derive(line: Line, answers: Answers, candidate: Candidate, asked: Asked, plan: Plan | None) -> Derived:
+def derive(line: Line, answers: Answers, candidate: Candidate, asked: Asked, buckets: Buckets | None) -> Derived:
     """Works one candidate out.
 
     Args:
       line: of one replica.
       answers: of the workload.
       asked: percentiles and how tokens are delivered.
-      plan: its compiled shapes, where the profile is of such; None: exact sizes.
+      buckets: the compiled shapes, where the profile is of such; None: exact sizes.
     """
     n, batch = candidate.decode_iterations, candidate.encode_batch
-    rows, tokens, variance = _residents(answers, n)
+    rows, tokens, _ = _residents(answers, n)
     # Seconds of the decode phase up to each iteration, and what the last one takes longer.
     until, drain = [line.phase_s], []
-    if plan is None:
+    if buckets is None:
         encode_s = line.encode_s(batch, candidate.encode_parts)
         context = _contexts(rows, tokens, asked.compaction)
         for u in range(n):
@@ -154,8 +154,8 @@ def derive(line: Line, answers: Answers, candidate: Candidate, asked: Asked, pla
             until.append(until[-1] + step)
             drain.append(tail)
     else:
-        encode_s = _padded_encode_s(line, answers.workload, candidate, plan)
-        step, tail = _padded_iteration_s(line, answers, candidate, plan)
+        encode_s = _padded_encode_s(line, answers.workload, candidate, buckets)
+        step, tail = _padded_iteration_s(line, answers, candidate, buckets)
         until += [line.phase_s + step * (u + 1) for u in range(n)]
         drain = [tail] * n
     decode_s = until[n] + drain[-1]
@@ -183,8 +183,13 @@ def derive(line: Line, answers: Answers, candidate: Candidate, asked: Asked, pla
         encode_s=encode_s,
         decode_phase_s=decode_s,
         decode_batch=batch * rows[0],
-        rows_variance=batch * variance,
     )
+
+
+def rows_of(answers: Answers, candidate: Candidate) -> tuple[float, float]:
+    """Mean and variance of the rows that are resident at the start of a decode phase."""
+    rows, _, variance = _residents(answers, candidate.decode_iterations)
+    return candidate.encode_batch * rows[0], candidate.encode_batch * variance
 
 
 def _residents(answers: Answers, n: int) -> tuple[list[float], list[float], float]:
@@ -220,41 +225,50 @@ def _percentile(values: list[tuple[float, float]], percent: float) -> float:
     return max(value for value, _ in values)
 
 
-def _padded_encode_s(line: Line, workload: Workload, candidate: Candidate, plan: Plan) -> float:
+def _draws(candidate: Candidate) -> int:
+    return min(_MOST_DRAWN, max(_LEAST_DRAWN, _PROMPTS_DRAWN // candidate.encode_batch))
+
+
+def _padded_encode_s(line: Line, workload: Workload, candidate: Candidate, buckets: Buckets) -> float:
     """Mean over drawn batches, packed by the runner's rule; long prompts go in chunks of the largest call."""
     rng = np.random.default_rng(_SEED)
-    longest = plan.buckets.encode_tokens[-1]
-    share = workload.probability / workload.probability.sum()
-    total = 0.0
-    for _ in range(_SAMPLES):
-        drawn = rng.choice(workload.input_tokens, candidate.encode_batch, p=share)
+    longest = buckets.encode_tokens[-1]
+    below = np.cumsum(workload.probability)
+    total, count = 0.0, _draws(candidate)
+    for _ in range(count):
+        places = np.searchsorted(below, rng.random(candidate.encode_batch) * below[-1], side="right")
+        drawn = workload.input_tokens[places].tolist()
         calls = [(1, longest) for length in drawn if length > longest for _ in range(math.ceil(length / longest))]
-        whole = [int(length) for length in drawn if length <= longest]
-        calls += [(call.rows_bucket, call.tokens_bucket) for call in pack(whole, plan.buckets)]
+        whole = [length for length in drawn if length <= longest]
+        calls += [(call.rows_bucket, call.tokens_bucket) for call in pack(whole, buckets)]
         total += line.calls_s(calls, candidate.encode_parts)
-    return total / _SAMPLES
+    return total / count
 
 
-def _padded_iteration_s(line: Line, answers: Answers, candidate: Candidate, plan: Plan) -> tuple[float, float]:
+def _padded_iteration_s(line: Line, answers: Answers, candidate: Candidate, buckets: Buckets) -> tuple[float, float]:
     """Mean (T_D, b) over drawn phases: residents of every age, the rung of rows that holds them, and the rung of
     positions that the longest may reach by the end of the phase."""
     rng = np.random.default_rng(_SEED + 1)
-    n, buckets, workload = candidate.decode_iterations, plan.buckets, answers.workload
+    n, workload = candidate.decode_iterations, answers.workload
     steps = workload.output_tokens - answers.hidden
-    share = workload.probability / workload.probability.sum()
+    below = np.cumsum(workload.probability)
+    ages = np.arange(max(1, -(-answers.most // n)))[:, None]
+    seen: dict[tuple[int, int], tuple[float, float]] = {}
     total = [0.0, 0.0]
-    for _ in range(_SAMPLES):
-        alive, reach = 0, 1
-        for age in range(-(-answers.most // n)):
-            drawn = rng.choice(len(steps), candidate.encode_batch, p=share)
-            stays = drawn[steps[drawn] > age * n]
-            alive += len(stays)
-            if len(stays):
-                reach = max(reach, int(workload.input_tokens[stays].max()) + min((age + 1) * n, answers.most))
+    count = _draws(candidate)
+    for _ in range(count):
+        drawn = np.searchsorted(below, rng.random((len(ages), candidate.encode_batch)) * below[-1], side="right")
+        stays = steps[drawn] > ages * n
+        alive = int(stays.sum())
+        ends = workload.input_tokens[drawn] + np.minimum((ages + 1) * n, answers.most)
+        reach = int(ends[stays].max(initial=1))
         rows = round_up(min(max(alive, 1), buckets.decode_rows[-1]), buckets.decode_rows)
         reach = min(reach, buckets.cache_tokens[-1])
         tokens = attended_tokens(reach, n, rows == buckets.decode_rows[-1], buckets.cache_tokens)
-        step, tail = line.iteration_s(rows, tokens, candidate.decode_parts)
+        shape = (rows, tokens)
+        if shape not in seen:
+            seen[shape] = line.iteration_s(rows, tokens, candidate.decode_parts)
+        step, tail = seen[shape]
         total[0] += step
         total[1] += tail
-    return total[0] / _SAMPLES, total[1] / _SAMPLES
+    return total[0] / count, total[1] / count

@@ -16,15 +16,18 @@ from solver.facts.cluster import Cluster
 from solver.facts.model_spec import ModelSpec
 from solver.facts.tensor_degree import tensor_degrees
 from solver.facts.workload import Workload
+from solver.plan.buckets import Buckets
 from solver.plan.memory import memory_table
 from solver.plan.plan import Plan, make_buckets
 from solver.plan.schedule import Schedule, StageSpec
-from solver.verify.rra import Answers, Asked, Candidate, Derived, Line, derive
+from solver.verify.rra import Answers, Asked, Candidate, Derived, Line, derive, rows_of
 from solver.verify.stage_times import Setting
 
 _REFINED = 3
 _SPARE = 1e-6
 _DEVIATIONS, _EXTRA_ROWS = 3.6, 3
+# Tokens of one encode call of compiled shapes, at most.
+_CALL_TOKENS = 8192
 _COARSE = 2.0
 # The planner tries no longer phases and tabulates no larger batches, so its bound speaks of none.
 _MOST_ITERATIONS, _MOST_BATCH = 512, 4096
@@ -77,6 +80,7 @@ class _Scanner:
         self._kinds = {device.id: cluster.kind(device.kind) for device in cluster.devices()}
         self._lines: dict[Layout, Line] = {}
         self._seen: dict[tuple[Layout, Candidate], float] = {}
+        self._padded = any(profile.padded for profile in setting.profiles.values())
         self._delta = plan.margins.profile_delta if plan.margins is not None else 0.0
 
     @property
@@ -117,35 +121,46 @@ class _Scanner:
         """Requests per second of all replicas; 0 where a limit is not kept with room to spare."""
         if layout not in self._lines:
             self._lines[layout] = Line(self._setting, layout.stages)
-        found = derive(self._lines[layout], self._answers, candidate, self._asked, None)
-        return found.throughput_rps * layout.replicas if self._keeps(layout, candidate, found) else 0.0
+        line = self._lines[layout]
+        schedule = self._schedule(layout, candidate, *rows_of(self._answers, candidate))
+        buckets = make_buckets(schedule, self._plan.cache_tokens, self._plan.max_prompt_tokens)
+        if not self._fits(schedule, buckets):
+            return 0.0
+        found = derive(line, self._answers, candidate, self._asked, buckets if self._padded else None)
+        return found.throughput_rps * layout.replicas if self._keeps(found) else 0.0
 
-    def _keeps(self, layout: Layout, candidate: Candidate, found: Derived) -> bool:
+    def _keeps(self, found: Derived) -> bool:
         bounds = self._plan.bounds
         assert bounds is not None, "checked before"
         slack = (1 + self._delta) * (1 + _SPARE)
-        for value, limit in (
-            (found.latency_s, bounds.latency_s), (found.ttft_s, bounds.ttft_s), (found.tpot_s, bounds.tpot_s)
-        ):  # fmt: skip
-            if limit is not None and value * slack > limit:
-                return False
-        return self._fits(layout, candidate, found)
+        return all(
+            limit is None or value * slack <= limit
+            for value, limit in (
+                (found.latency_s, bounds.latency_s), (found.ttft_s, bounds.ttft_s), (found.tpot_s, bounds.tpot_s)
+            )
+        )  # fmt: skip
 
-    def _fits(self, layout: Layout, candidate: Candidate, found: Derived) -> bool:
-        plan = self._plan
-        peak = found.decode_batch + _DEVIATIONS * math.sqrt(max(found.rows_variance, 0.0)) + _EXTRA_ROWS
-        rows = max(candidate.encode_batch, math.ceil(peak))
-        schedule = Schedule(
+    def _schedule(self, layout: Layout, candidate: Candidate, mean: float, variance: float) -> Schedule:
+        """With a few rows more than residents need."""
+        plan, batch = self._plan, candidate.encode_batch
+        rows = max(batch, math.ceil(mean + _DEVIATIONS * math.sqrt(max(variance, 0.0)) + _EXTRA_ROWS))
+        encode_rows = math.ceil(batch / candidate.encode_parts)
+        if self._padded:
+            largest = max(plan.buckets.encode_rows[-1], _CALL_TOKENS // plan.buckets.encode_tokens[-1])
+            encode_rows = min(encode_rows, largest)
+        return Schedule(
             policy="rra",
-            encode_batch=candidate.encode_batch,
+            encode_batch=batch,
             decode_iterations=candidate.decode_iterations,
             decode_batch=rows,
             max_rows=rows,
             stages=layout.stages,
             micro_batch=rows,
-            encode_micro_batch=math.ceil(candidate.encode_batch / candidate.encode_parts),
+            encode_micro_batch=encode_rows,
         )
-        buckets = make_buckets(schedule, plan.cache_tokens, plan.max_prompt_tokens)
+
+    def _fits(self, schedule: Schedule, buckets: Buckets) -> bool:
+        plan = self._plan
         share = min((m.usable_bytes / m.capacity_bytes for m in plan.memory), default=0.9)
         return all(
             entry.total_bytes <= share * self._kinds[entry.device].memory_bytes

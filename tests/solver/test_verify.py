@@ -241,3 +241,14 @@ def test_answers_count_from_the_first_token() -> None:
     workload = Workload("w", "s", np.array([5, 7]), np.array([1, 3]), np.array([0.25, 0.75]))
     assert Answers(workload, "encode").share == {0: 0.25, 2: 0.75}
     assert Answers(workload, "decode").alive[1:4] == pytest.approx([1.0, 0.75, 0.75])
+
+
+def test_the_scan_of_compiled_shapes_finds_about_the_best() -> None:
+    case = solved(2, padded=True, bound_factor=2.0, most_batch=8)
+    setting = setting_of(case.spec, case.cluster, [case.profile], case.workload)
+    asked = checks.asked_of(case.plan)
+    poor = dataclasses.replace(case.plan.schedule, encode_batch=1, encode_micro_batch=1)
+    plan = dataclasses.replace(case.plan, schedule=poor)
+    found = scan(plan, case.spec, case.cluster, setting, case.workload, asked, most=24)
+    assert case.plan.certificate is not None
+    assert found.throughput_rps > 0.5 * case.plan.certificate.best_bound_rps
