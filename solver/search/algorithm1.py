@@ -58,7 +58,9 @@ def algorithm1(
             for i, candidate in enumerate(fresh):
                 # What does not fit into memory counts as too late, as everything larger would be.
                 latency_s = float(points.latency_s[i]) if share[i] <= 1 else math.inf
-                known[candidate] = _Corner(float(points.throughput_rps[i]), latency_s, bool(kept[i]))
+                # Beyond what costs were tabulated for nothing is known; the best is hoped for.
+                throughput_rps = float(points.throughput_rps[i]) or math.inf
+                known[candidate] = _Corner(throughput_rps, latency_s, bool(kept[i]))
         return [known[candidate] for candidate in candidates]
 
     best: Candidate | None = None

@@ -19,7 +19,7 @@ from solver.simulate.points import Conditions
 from solver.simulate.quantiles import normal_quantile
 from solver.simulate.rra import phase_tokens
 
-SEGMENTS = 8
+SEGMENTS = 16
 _GROUPS = 8  # columns that stand once per segment
 
 
