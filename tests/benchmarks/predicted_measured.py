@@ -52,7 +52,7 @@ from exegpt_jax.weights.loading import load_stage  # noqa: E402
 from solver.facts.cluster_file import load_cluster  # noqa: E402
 from solver.facts.model_config import read_model_spec  # noqa: E402
 from solver.facts.profile import Profile  # noqa: E402
-from solver.facts.profile_file import write_profile  # noqa: E402
+from solver.facts.profile_file import read_profile, write_profile  # noqa: E402
 from solver.facts.workload import Workload, merge  # noqa: E402
 from solver.plan.plan import Plan, make_plan  # noqa: E402
 from solver.plan.schedule import Schedule, StageSpec  # noqa: E402
@@ -217,19 +217,21 @@ def choose(setting: Setting) -> list[Chosen]:
 
 
 def closed_form(setting: Setting, schedule: Schedule, batch: float) -> Figures:
-    """At a mean batch that is no whole number: periods and latencies lie between those of its neighbours."""
-    around = np.array([max(1, math.floor(batch)), max(1, math.floor(batch)) + 1])
+    """At a mean batch that is no whole number. Rows decode as before; the encode phase alone is another, and latency, a
+    whole number of periods, follows the period.
+    """
     points = evaluate_rra(
         setting.pipeline,
         setting.lengths,
         setting.conditions,
-        around,
+        np.array([schedule.encode_batch]),
         schedule.decode_iterations,
         padding=setting.padding,
     )
-    share = min(1.0, max(0.0, batch - around[0]))
-    period_s, latency_s = (float(c[0] + (c[1] - c[0]) * share) for c in (points.period_s, points.latency_s))
-    return Figures(batch / period_s, latency_s)
+    encode_s = float(setting.pipeline.encode_s(np.array(batch)).sum())
+    before_s = float(points.period_s[0])
+    period_s = before_s - float(points.encode_s[0]) + encode_s
+    return Figures(batch / period_s, float(points.latency_s[0]) * period_s / before_s)
 
 
 def plan_of(setting: Setting, schedule: Schedule) -> Plan:
@@ -416,6 +418,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=0, help="in one run; each model's own number if absent")
     parser.add_argument("--time_budget_s", type=float, default=600.0, help="for each profile")
     parser.add_argument("--profiles", default="", help="directory that keeps the profiles; a temporary one if absent")
+    parser.add_argument(
+        "--reuse", action="store_true", help="take profiles that lie in --profiles instead of measuring"
+    )
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     keep_on_disk(ROOT / ".cache" / "programs")
@@ -436,7 +441,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in flags.models.split(","):
             task = TASKS[name]
-            profile = _profile(task, folder, flags.time_budget_s)
+            profile = _profile(task, folder, flags.time_budget_s, flags.reuse)
             setting = setting_of(task, profile)
             models[name] = {
                 "profile": {"source": profile.source, "spread": profile.spread, "phase_s": profile.phase_s},
@@ -451,8 +456,10 @@ def main() -> None:
                 output.with_suffix(".md").write_text(table(results))
 
 
-def _profile(task: Task, folder: pathlib.Path, budget_s: float) -> Profile:
-    """Measures now, whatever lies in the folder: the machine's speed today is what counts."""
+def _profile(task: Task, folder: pathlib.Path, budget_s: float, reuse: bool) -> Profile:
+    """Measures now, unless an older profile will do: the machine's speed today is what counts."""
+    if reuse and (folder / f"{task.name}.json").exists():
+        return read_profile(folder / f"{task.name}.json")
     workload = workload_of(task)
     limits = Limits(task.max_rows, workload.most_tokens, workload.most_input)
     partial = folder / f"{task.name}.samples.jsonl"
