@@ -63,7 +63,8 @@ def iterations_s(pipeline: Pipeline, rows: Floats, context: Floats, micro_batche
     assert path is not None
     assert most is not None
     if len(pipeline.stages) == 1:
-        return Iterations(micro_batches * most, np.broadcast_to(0.0, most.shape))
+        most *= micro_batches
+        return Iterations(most, np.broadcast_to(0.0, most.shape))
     path = path + pipeline.return_s
     return Iterations(np.maximum(micro_batches * most, path), np.minimum(path - most, (micro_batches - 1) * most))
 

@@ -195,7 +195,10 @@ def _times(
     else:
         one = iterations_s(pipeline, batch[None, :] * found.rows[:, None], found.context, parts)
         apart, drain = one.apart_s, one.drain_s
-    decode = np.concatenate([np.zeros((1, batch.size)), np.cumsum(apart, axis=0) + pipeline.phase_s])
+    decode = np.zeros((count + 1, batch.size))
+    np.cumsum(apart, axis=0, out=decode[1:])
+    if pipeline.phase_s:
+        decode[1:] += pipeline.phase_s
     return _Times(encode, decode, drain)
 
 
