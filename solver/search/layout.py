@@ -1,8 +1,7 @@
 """From a placement to devices: which stage stands where, in which order, and over which links it then hands over.
 
-Stages of one island form a block that ends in its anchor, the stage charged with a farther link (or the last stage).
-Inner stages are dealt to the blocks by falling degree; blocks of one host follow one another; first and last stage
-stand at the ends. Whatever the placement was charged, the resulting pipeline carries the links that its devices have.
+Blocks of stages (`solver.search.stage_blocks`) get a host each while there are enough, the widest first. Whatever the
+placement was charged, the resulting pipeline carries the links that its devices have.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from solver.facts.cluster import Cluster, Level
 from solver.plan.schedule import Role, StageSpec
 from solver.search.placement_problem import Pattern, PlacementProblem
 from solver.search.pools import Pool
+from solver.search.stage_blocks import Block, host_blocks
 from solver.simulate.costs import Pipeline, PlacedStage, UnitCosts
 
 
@@ -36,15 +36,6 @@ class LaidOut:
         return tuple(pattern.link for pattern in self.patterns)
 
 
-@dataclasses.dataclass(eq=False)
-class _Block:
-    """Stages of one island in order; `free` devices are left."""
-
-    pool: int
-    stages: list[Pattern]
-    free: int
-
-
 def lay_out(problem: PlacementProblem, counts: Mapping[int, int]) -> tuple[LaidOut, ...]:
     """One pipeline per role.
 
@@ -52,12 +43,12 @@ def lay_out(problem: PlacementProblem, counts: Mapping[int, int]) -> tuple[LaidO
       ValueError: the counts are no placement of the problem.
     """
     room = [_Room(pool) for pool in problem.pools]
-    hosts: list[list[list[_Block]]] = []
+    hosts: list[list[list[Block]]] = []
     for role in problem.roles:
         chosen = [
             problem.patterns[i] for i in sorted(counts) for _ in range(counts[i]) if problem.patterns[i].role == role
         ]
-        hosts.append(_host_blocks(problem.pools, chosen))
+        hosts.append(host_blocks(problem.pools, chosen))
     places = _assign(problem.pools, hosts, room)
     if places is None:
         room = [_Room(pool) for pool in problem.pools]
@@ -129,93 +120,8 @@ class _Room:
         return chosen
 
 
-def _host_blocks(pools: Sequence[Pool], chosen: list[Pattern]) -> list[list[_Block]]:
-    """Blocks of islands, by host and in order."""
-    first = next((p for p in chosen if p.position in ("first", "both")), None)
-    last = next((p for p in chosen if p.position in ("last", "both")), None)
-    if first is None or last is None:
-        raise ValueError("placement: counts lack a first or a last stage; they are of another problem")
-    if first is last:
-        return [[_Block(first.pool, [first], 0)]]
-    middle = [p for p in chosen if p.position == "middle"]
-    anchors = sorted((p for p in middle if p.link != "island"), key=lambda p: (p.tensor, p.link or "", p.layers))
-    inner = sorted((p for p in middle if p.link == "island"), key=lambda p: (-p.tensor, p.layers))
-    found: list[list[list[_Block]]] = []
-    for beside in _openings(pools, first, anchors, last):
-        blocks = [_Block(p.pool, [p], pools[p.pool].island_size - p.tensor) for p in [*anchors, last]]
-        if beside is None:
-            blocks.insert(0, _Block(first.pool, [first], 0))
-        else:
-            opening = blocks.pop(beside)
-            opening.stages.insert(0, first)
-            opening.free -= first.tensor
-            blocks.insert(0, opening)
-        missed = _deal(pools, inner, blocks)
-        hosts, parted = _by_host(pools, blocks)
-        if not missed and not parted:
-            return hosts
-        found.append(hosts)
-    return found[0]
-
-
-def _openings(pools: Sequence[Pool], first: Pattern, anchors: list[Pattern], last: Pattern) -> list[int | None]:
-    """Which anchor (last stage: behind them all) the first stage may share its block with; None: it stands alone."""
-    if first.link != "island":
-        return [None]
-    size = pools[first.pool].island_size
-    rivals = anchors or [last]
-    found: dict[tuple[object, ...], int] = {}
-    for index, anchor in enumerate(rivals):
-        if anchor.pool == first.pool and anchor.tensor + first.tensor <= size:
-            found.setdefault((anchor.tensor, anchor.link), index)
-    return [*found.values()] or [None]
-
-
-def _deal(pools: Sequence[Pool], inner: list[Pattern], blocks: list[_Block]) -> bool:
-    """Inner stages, by falling degree, into blocks that hold them; tells whether some needed an island of their own."""
-    missed = False
-    for pattern in inner:
-        block = next((b for b in blocks if b.pool == pattern.pool and b.free >= pattern.tensor), None)
-        if block is None:
-            missed = True
-            block = _Block(pattern.pool, [], pools[pattern.pool].island_size)
-            blocks.insert(1, block)
-        # Behind the first stage, if it stands here; before the anchor, if there is one.
-        block.stages.insert(1 if block.stages and block.stages[0].position == "first" else 0, pattern)
-        block.free -= pattern.tensor
-    return missed
-
-
-def _by_host(pools: Sequence[Pool], blocks: list[_Block]) -> tuple[list[list[_Block]], bool]:
-    """Blocks by host, in order; tells whether one that hands over inside its host found none to do so.
-
-    Before a block by which a host is left go blocks that hand over inside the host, as many as it has islands.
-    """
-    opening, final = blocks[0], blocks[-1]
-    near = [b for b in blocks if b is not final and b.stages[-1].link == "host"]
-    hosts = [[b] for b in blocks if not any(b is each for each in near)]
-    parted = False
-    for block in near:
-        islands = pools[block.pool].host_islands
-        # The first block's host is left where it can be, so that all between first and last host is reached once.
-        rooms = [
-            h
-            for h in hosts
-            if h[-1].pool == block.pool and len(h) < islands and (h[-1] is not opening or h[-1] is final)
-        ]
-        if rooms:
-            rooms[0].insert(0, block)
-        else:
-            parted = True
-            hosts.insert(0, [block])
-    # A host's first block is the opening one, its last the one by which it is left.
-    hosts = [[*(b for b in h[:-1] if b is opening), *(b for b in h[:-1] if b is not opening), h[-1]] for h in hosts]
-    hosts.sort(key=lambda h: any(b is final for b in h) - any(b is opening for b in h))
-    return hosts, parted
-
-
 def _assign(
-    pools: Sequence[Pool], hosts: list[list[list[_Block]]], room: list[_Room]
+    pools: Sequence[Pool], hosts: list[list[list[Block]]], room: list[_Room]
 ) -> list[tuple[list[Pattern], list[list[int]]]] | None:
     """Devices for every stage, pipeline by pipeline; None where some blocks find no host."""
     jobs = [(role, i) for role, each in enumerate(hosts) for i in range(len(each))]
@@ -234,20 +140,26 @@ def _assign(
         groups: list[list[int]] = []
         for i, blocks in enumerate(each):
             for block, devices in zip(blocks, taken[role, i], strict=True):
-                for pattern in block.stages:
-                    stages.append(pattern)
-                    groups.append(devices[: pattern.tensor])
-                    devices = devices[pattern.tensor :]
+                stages += block.stages
+                groups += _aligned([pattern.tensor for pattern in block.stages], devices)
         places.append((stages, groups))
     return places
 
 
-def _size(block: _Block) -> int:
+def _aligned(degrees: Sequence[int], devices: list[int]) -> list[list[int]]:
+    """Devices of each stage: the widest first, so that every group begins at a multiple of its size."""
+    found: dict[int, list[int]] = {}
+    for index in sorted(range(len(degrees)), key=lambda i: (-degrees[i], i)):
+        found[index], devices = devices[: degrees[index]], devices[degrees[index] :]
+    return [found[index] for index in range(len(degrees))]
+
+
+def _size(block: Block) -> int:
     return sum(p.tensor for p in block.stages)
 
 
-def _pack_afresh(pools: Sequence[Pool], hosts: list[list[list[_Block]]]) -> list[tuple[list[Pattern], list[list[int]]]]:
-    """Every stage into the tightest island, by falling degree: always possible, though with more hand-overs."""
+def _pack_afresh(pools: Sequence[Pool], hosts: list[list[list[Block]]]) -> list[tuple[list[Pattern], list[list[int]]]]:
+    """Every stage into an island with room, by falling degree: always possible, though with more hand-overs."""
     room = [_Room(pool) for pool in pools]
     stages = [(role, p) for role, each in enumerate(hosts) for host in each for block in host for p in block.stages]
     ids: dict[int, list[int]] = {}
