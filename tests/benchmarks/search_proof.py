@@ -5,8 +5,8 @@
 OPT-13B on the A100 and H200 tables, the paper's five tasks, tensor degrees 1, 2 and 4, two ways to run a phase, four
 latency bounds each: the 10th, 30th and 70th percentile of latency over the candidates that fit, and none. Per case:
 milliseconds of the search alone, of its tables, and of the workload's shapes made anew; candidates evaluated; the ratio
-to the best of all; the same for Algorithm 1 at both tolerances, which looks its candidates up among all. Milliseconds
-are the processor's, of one thread.
+to the best of all; under the finite bounds the same for Algorithm 1 at both tolerances, which looks its candidates up
+among all. Milliseconds are the processor's, of one thread; the first feasible plan's are the clock's.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ CONDITIONS = {
     "as the engine": Conditions(compaction="phase", delivery="phase", cache_layout="slots"),
 }
 TOLERANCES = (0.0, 0.05)
+ALGORITHM1_MOST = 4_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,8 +158,9 @@ def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
             "nodes": found.nodes,
             "exhaustive_ms": 1e3 * exhaustive_s,
         }
-        for tolerance in TOLERANCES:
-            believed = algorithm1(known, limits, setting.box, tolerance, evaluation_limit=10_000)
+        # Without a latency bound its one test of a block says nothing, and it looks at most of the grid.
+        for tolerance in TOLERANCES if percent is not None else ():
+            believed = algorithm1(known, limits, setting.box, tolerance, evaluation_limit=ALGORITHM1_MOST)
             label = f"algorithm1 eps={tolerance:g}"
             row[f"{label} ratio"] = believed.throughput_rps / best
             row[f"{label} evaluated"] = believed.evaluated
@@ -168,7 +170,7 @@ def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
 
 def summary(rows: list[dict[str, object]]) -> dict[str, float]:
     def column(name: str) -> list[float]:
-        return [float(row[name]) for row in rows]  # type: ignore[arg-type]
+        return [float(str(row[name])) for row in rows if name in row]
 
     figures: dict[str, float] = {"cases": len(rows)}
     for name in ("search_ms", "tables_ms", "shapes_ms", "first_feasible_wall_ms", "evaluated_share", "exhaustive_ms"):
@@ -180,9 +182,11 @@ def summary(rows: list[dict[str, object]]) -> dict[str, float]:
     for tolerance in TOLERANCES:
         label = f"algorithm1 eps={tolerance:g}"
         ratios = column(f"{label} ratio")
+        figures[f"{label} cases"] = len(ratios)
         figures[f"{label} found nothing"] = sum(ratio == 0 for ratio in ratios)
         figures[f"{label} sub-optimal"] = sum(0 < ratio < 1 - 1e-9 for ratio in ratios)
         figures[f"{label} least ratio above 0"] = min((ratio for ratio in ratios if ratio > 0), default=0.0)
+        figures[f"{label} cut short"] = sum(count >= ALGORITHM1_MOST for count in column(f"{label} evaluated"))
         figures[f"{label} evaluated median"] = statistics.median(column(f"{label} evaluated"))
     return figures
 
@@ -202,7 +206,8 @@ def report(result: dict[str, object]) -> str:
     shown += [f"algorithm1 eps={tolerance:g} ratio" for tolerance in TOLERANCES]
     lines += ["", "| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     for row in rows:
-        cells = [f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in shown]
+        found = [row.get(name, "") for name in shown]
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in found]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
