@@ -73,7 +73,7 @@ class WorkloadMixedCosts:
         total = np.zeros((parts, self.stages))
         if rows:
             total = decode_parts(self._lookup, np.array([rows]), np.array([tokens / rows]), parts)[0]
-            total = total + self.pipeline.phase_s / parts
+            total = total + self.pipeline.phase_s
         if chunks:
             prompts = sum(size for size, _ in chunks) / self.mean_input / parts
             total = total + self.pipeline.encode_s(np.array(prompts))

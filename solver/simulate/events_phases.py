@@ -154,7 +154,7 @@ class PhaseLoop:
             if not self._batch:
                 self._batch, self._batch_context = int(live[0]), float(attended[0])
             computed = np.full_like(live, self._batch)
-            attended = self._batch_context + np.arange(len(live))
+            attended = np.arange(len(live), dtype=np.float64) + self._batch_context
             self._batch_context += len(live)
         self._slots = held if wanted.compact else max(self._slots, held)
         iterations, reach = self._reach(wanted.iterations)

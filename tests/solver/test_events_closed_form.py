@@ -10,7 +10,7 @@ from tests.benchmarks.events_vs_closed_form import cases, compare_other, compare
 @pytest.mark.parametrize("index", range(6))
 def test_rra_within_the_goal(index: int, full: bool) -> None:
     case = cases(60, seed=1)[index]
-    errors = compare_rra(case, phases=8000 if full else 2000)
+    errors = compare_rra(case, phases=8000 if full else 1200)
     assert errors.within_goal(), (case, errors)
 
 

@@ -36,7 +36,7 @@ def served_one_by_one(rate_rps: float, requests: int = 600) -> Outcome:
 
 
 def test_mean_wait_is_that_of_an_m_d_1_queue() -> None:
-    found = served_one_by_one(70.0, requests=6000)
+    found = served_one_by_one(70.0, requests=4000)
     expected = 0.01 + 0.7 * 0.01 / (2 * 0.3)
     assert float(found.latencies_s("arrival").mean()) == pytest.approx(expected, rel=0.1)
 
