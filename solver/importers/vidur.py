@@ -26,6 +26,7 @@ MODELS = {
 }
 DEGREES = (1, 2, 4, 8)
 OPERATORS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
+SMALL_OPERATORS = ("input_layernorm", "attn_rope", "mlp_act", "add")
 _HEAD_DIM = 128
 
 
@@ -41,12 +42,17 @@ def product_shapes(model: str, tensor: int) -> dict[str, tuple[int, int]]:
     }
 
 
+@functools.lru_cache(maxsize=8)
+def _model_columns(path: Path) -> dict[str, Floats]:
+    names = [f"time_stats.{operator}.median" for operator in (*OPERATORS, *SMALL_OPERATORS)]
+    return read_columns(path, ("num_tokens", "num_tensor_parallel_workers", *names))
+
+
 def operator_seconds(folder: Path, vidur: str, model: str, tensor: int, operator: str) -> tuple[Floats, Floats]:
     """Tokens and median seconds of one operator."""
-    path = folder / "vidur" / "data" / "profiling" / "compute" / vidur / model / "mlp.csv.gz"
-    name = f"time_stats.{operator}.median"
-    columns = read_columns(path, ("num_tokens", name), {"num_tensor_parallel_workers": str(tensor)})
-    return columns["num_tokens"], columns[name] * 1e-3
+    columns = _model_columns(folder / "vidur" / "data" / "profiling" / "compute" / vidur / model / "mlp.csv.gz")
+    chosen = columns["num_tensor_parallel_workers"] == tensor
+    return columns["num_tokens"][chosen], 1e-3 * columns[f"time_stats.{operator}.median"][chosen]
 
 
 @functools.lru_cache(maxsize=4)

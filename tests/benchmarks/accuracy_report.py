@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,10 +13,10 @@ from tests.benchmarks.provenance import provenance
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
-Row = Mapping[str, object]
+Row = dict[str, object]
 
 
-def error_row(case: str, goal: str, errors: Floats) -> dict[str, object]:
+def error_row(case: str, goal: str, errors: Floats) -> Row:
     """Count, median, 90th percentile and mean of relative errors (their size), in percent."""
     sizes = 100 * np.abs(errors[np.isfinite(errors)])
     middle, most = np.percentile(sizes, [50, 90])

@@ -131,11 +131,12 @@ def stand_in_rows(tables: Path) -> list[accuracy_report.Row]:
             errors.append((ratio * base / (np.exp(grid.log_ratio) * own) - 1)[known])
         name = f"decode attention of 16-64 heads read from 8 heads at more rows, {kind}, trtllm"
         rows.append(accuracy_report.error_row(name, "", np.concatenate(errors)))
-    for phase, phase_name in (("generation", "decode"), ("context", "prefill")):
+    phases: tuple[tuple[Phase, str], ...] = (("generation", "decode"), ("context", "prefill"))
+    for phase, phase_name in phases:
         for source in ("h100-80g", "h200-141g"):
-            errors = cross_device_errors(tables, source, "a100-80g", phase)
+            apart = cross_device_errors(tables, source, "a100-80g", phase)
             name = f"{phase_name} attention of a100-80g estimated from {source} as the A40's is from A100"
-            rows.append(accuracy_report.error_row(name, "", errors))
+            rows.append(accuracy_report.error_row(name, "", apart))
     return rows
 
 
