@@ -65,6 +65,10 @@ def dtype_bytes(dtype: str) -> int:
     return DTYPE_BYTES[dtype]
 
 
+# Ladders at most double, so the largest copy that decode takes out of the cache is nearly half of it, but for one row.
+LEAST_VIEW_SHARE = 0.49
+
+
 @functools.lru_cache(maxsize=4096)
 def weight_bytes(spec: ModelSpec, stage: StageSpec, dtype: str) -> int:
     """Bytes of parameters on each device of the stage."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from solver.facts.cluster import Level
 from solver.facts.workload import Floats
+from solver.plan.memory import LEAST_VIEW_SHARE
 from solver.search.bounds import RraBounds
 from solver.search.boxes import Bounds, BoxBounds, Boxes
 from solver.search.floors import Floors, MemoryFloor, below_maximum, spread
@@ -183,9 +184,10 @@ def _memory(setting: Setting, pools: Sequence[Pool], choices: Sequence[Sequence[
     token = layers * min(unit.tensor * unit.cache_token_bytes for unit in every)
     weights = layers * min(unit.tensor * unit.weights_bytes for unit in every)
     capacity = sum(pool.devices * setting.usable_bytes(pool.kind) for pool in pools)
+    row = float(token * setting.conditions.cache_tokens * slots)
     return MemoryFloor(
-        fixed_bytes=np.array([float(weights)]),
-        row_bytes=np.array([float(token * setting.conditions.cache_tokens * slots)]),
+        fixed_bytes=np.array([weights - LEAST_VIEW_SHARE * row]),
+        row_bytes=np.array([(1 + LEAST_VIEW_SHARE) * row]),
         token_bytes=np.array([float(token * (not slots))]),
         capacity_bytes=np.array([capacity]),
     )

@@ -69,9 +69,11 @@ class Outcome:
       bound_rps: no placement and candidate that was searched exceeds it; of a tuned sweep, its best.
       proven_over: what the bound covers, for people.
       nearest: where `best` is None, a candidate that comes nearest to the limits, if one was looked at.
+      reason: why nothing was searched, where nothing was.
     """
 
     best: Best | None
     bound_rps: float
     proven_over: str
     nearest: Best | None = None
+    reason: str = ""

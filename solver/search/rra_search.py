@@ -88,7 +88,13 @@ def _coarse_rps(setting: Setting, placed: Placed, m_e: int, m_d: int) -> float:
 
 
 def search_pipeline(
-    setting: Setting, placed: Placed, m_e: int, m_d: int, time_limit_s: float, beat_rps: float | None
+    setting: Setting,
+    placed: Placed,
+    m_e: int,
+    m_d: int,
+    time_limit_s: float,
+    beat_rps: float | None,
+    node_limit: int | None = None,
 ) -> Found:
     """Proof search over (B_E, N_D) on one pipeline."""
     most = setting.most_rows
@@ -98,7 +104,7 @@ def search_pipeline(
         limits_of(setting, placed),
         ((1, most), (1, setting.most_iterations)),
         gap=setting.request.gap,
-        node_limit=setting.request.node_limit,
+        node_limit=node_limit or setting.request.node_limit,
         time_limit_s=time_limit_s,
         incumbent=None if beat_rps is None else beat_rps / placed.copies,
     )
@@ -116,8 +122,12 @@ def rra_bounds(setting: Setting, placed: Placed, m_e: int, m_d: int) -> RraBound
     return RraBounds(floors, setting.lengths, setting.conditions, setting.most_iterations)
 
 
-def rra_evaluator(setting: Setting, placed: Placed, m_e: int, m_d: int) -> Callable[[Ints, Ints], Points]:
-    with_tpot = math.isfinite(setting.limits.tpot_s)
+def rra_evaluator(
+    setting: Setting, placed: Placed, m_e: int, m_d: int, with_tpot: bool | None = None
+) -> Callable[[Ints, Ints], Points]:
+    """Exact predictions of candidates; `with_tpot`: None where a bound asks for it."""
+    if with_tpot is None:
+        with_tpot = math.isfinite(setting.limits.tpot_s)
 
     def evaluate(batch: Ints, iterations: Ints) -> Points:
         return evaluate_rra(

@@ -87,17 +87,17 @@ def make_setting(request: PlanRequest, workload: Workload | None = None) -> Sett
     Raises:
       ValueError: profiles, workload and model do not fit together.
     """
-    workload = workload or request.workload
+    planned, workload = request.workload, workload or request.workload
     spec = request.spec
-    cache_tokens = request.cache_tokens or min(workload.most_tokens, spec.max_positions)
+    cache_tokens = request.cache_tokens or min(planned.most_tokens, spec.max_positions)
     if cache_tokens > spec.max_positions:
         raise ValueError(f"cache_tokens: {cache_tokens} exceeds the model's {spec.max_positions} positions; lower it")
-    if request.workload.most_tokens > cache_tokens:
+    if planned.most_tokens > cache_tokens:
         raise ValueError(
-            f"workload: {request.workload.name} has requests of {request.workload.most_tokens} tokens, rows hold "
+            f"workload: {planned.name} has requests of {planned.most_tokens} tokens, rows hold "
             f"{cache_tokens}; fit it with shorter --input_max and --output_max, or take a model with more positions"
         )
-    max_prompt_tokens = min(request.max_prompt_tokens or workload.most_input, cache_tokens - 1)
+    max_prompt_tokens = min(request.max_prompt_tokens or planned.most_input, cache_tokens - 1)
     lengths = lengths_of(workload, spec.first_token)
     profiles = {profile.device_kind: profile for profile in request.profiles}
     padded = any(profile.padded for profile in request.profiles)

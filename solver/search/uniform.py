@@ -88,6 +88,15 @@ def placed_on(setting: Setting, groups: list[tuple[int, ...]], kind: str, role: 
     return Placed(copies, tuple(stages), Pipeline(tuple(placed), return_s(setting, groups)), (kind,) * len(stages))
 
 
+def again(setting: Setting, placed: Placed) -> Placed:
+    """The same stages on the costs of another setting (another workload)."""
+    stages = tuple(
+        dataclasses.replace(stage, unit=setting.units[stage.unit.kind, stage.unit.tensor])
+        for stage in placed.pipeline.stages
+    )
+    return dataclasses.replace(placed, pipeline=Pipeline(stages, placed.pipeline.return_s))
+
+
 def return_s(setting: Setting, groups: list[tuple[int, ...]]) -> float:
     """Sampled tokens from the last stage back to the first."""
     if len(groups) == 1:
