@@ -31,6 +31,8 @@ EVALUATED_POINTS = 32
 LEAF_POINTS = 2
 # Of boxes that are cut, so many have their middle evaluated, in hope of an incumbent.
 PROBES = 4
+# The share by which a time limit may be exceeded.
+OVERRUN = 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,11 +134,15 @@ class _Search:
         on_progress: Progress | None,
     ) -> Found:
         self._add(first_cuts(box))
+        round_s = 0.0
         while len(self._open) and (node_limit is None or self._nodes < node_limit):
-            if time.monotonic() - self._began >= time_limit_s:
+            now_s = time.monotonic() - self._began
+            # A round like the last one should not end far behind the limit.
+            if now_s >= time_limit_s or now_s + round_s > (1 + OVERRUN) * time_limit_s:
                 break
             self._round()
             self._note(on_progress)
+            round_s = time.monotonic() - self._began - now_s
         bound = self._bound()
         return Found(
             best=self._best,
