@@ -318,3 +318,19 @@ def test_an_empty_box_is_refused(larger: tuple[Bounds, Instance]) -> None:
     bounds, instance = larger
     with pytest.raises(ValueError, match=r"box: the second variable's range 5\.\.4 is empty"):
         search(bounds, instance.evaluate, Limits(), ((1, 10), (5, 4)))
+
+
+def test_one_token_each_needs_no_decoding() -> None:
+    """Where every answer is the one token that encode emits, phases of decode are empty."""
+    rng = np.random.default_rng(3)
+    workload = planner_cases.random_workload(rng, pairs=5, most_output=1)
+    lengths, conditions = lengths_of(workload, "encode"), Conditions(delivery="iteration", cache_tokens=10)
+    pipeline = planner_cases.random_pipeline(rng, 1, 16, ragged=True)
+    bounds = RraBounds(floors_of(pipeline), lengths, conditions, 4)
+    b, n = (grid.ravel() for grid in np.meshgrid(np.arange(1, 17), np.arange(1, 5)))
+    points = evaluate_rra(pipeline, lengths, conditions, b, n)
+    bound = bounds.bound(Boxes(b, b, n, n), with_tpot=True)
+    assert (points.throughput_rps <= bound.throughput_rps).all()
+    assert (points.latency_s >= bound.latency_s).all()
+    found = search(bounds, lambda x, y: evaluate_rra(pipeline, lengths, conditions, x, y), Limits(), ((1, 16), (1, 4)))
+    assert found.objective == points.throughput_rps.max()
