@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import time
@@ -57,8 +58,8 @@ def cases() -> dict[str, Evaluate]:
         )
 
     for stages, pipeline in pipes.items():
-        found[f"rra, {stages} stages, compaction by iteration"] = rra(pipeline, by_iteration, False)
-        found[f"rra, {stages} stages, compaction by phase"] = rra(pipeline, by_phase, False)
+        found[f"rra, {stages} stage{'s' * (stages > 1)}, compaction by iteration"] = rra(pipeline, by_iteration, False)
+        found[f"rra, {stages} stage{'s' * (stages > 1)}, compaction by phase"] = rra(pipeline, by_phase, False)
     found["rra, 1 stage, compaction by phase, with TPOT"] = rra(pipes[1], by_phase, True)
     found["rra, 1 stage, padded shapes"] = _padded(rng)
     split = Split(pipes[4], pipes[1], Link(1e-5, 1e10))
@@ -114,7 +115,8 @@ def main() -> None:
         print(f"{name}: {median_us:.2f} us a point (best {best_us:.2f}), {points} points", flush=True)
     if output is None:
         return
-    header = provenance("python -m tests.benchmarks.evaluator", SEED)
+    # A machine that does other things at the time shares its caches, which processor seconds feel.
+    header = {**provenance("python -m tests.benchmarks.evaluator", SEED), "load_average": round(os.getloadavg()[1], 1)}
     output.with_suffix(".json").write_text(json.dumps({**header, "goal_us": GOAL_US, "rows": rows}, indent=2) + "\n")
     lines = [
         "# Closed forms: time per evaluated point",
