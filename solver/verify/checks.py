@@ -158,11 +158,9 @@ def _check_rows(plan: Plan, spec: ModelSpec, workload: Workload) -> list[Check]:
     """Allocated rows are exceeded no more often than the plan says: the exact distribution of residents."""
     overflow = plan.margins.overflow if plan.margins is not None else _DEFAULT_OVERFLOW
     schedule = plan.schedule
-    hidden = 1 if spec.first_token == "encode" else 0
+    answers = Answers(workload, spec.first_token)
     late = plan.delivery == "phase+1"
-    share = share_above(
-        workload, hidden, schedule.encode_batch, schedule.decode_iterations, schedule.max_rows, late=late
-    )
+    share = share_above(answers, schedule.encode_batch, schedule.decode_iterations, schedule.max_rows, late=late)
     found = f"{share:.2e} of periods exceed {schedule.max_rows} rows, {overflow:.0e} may"
     return [Check("schedule.max_rows", share <= _QUANTILE_FACTOR * overflow, found)]
 

@@ -10,42 +10,44 @@ import math
 
 import numpy as np
 
-from solver.facts.workload import Floats, Workload
+from solver.facts.workload import Floats
+from solver.verify.rra import Answers
 
-_MOST_AGES = 4000
+_NOTHING = 1e-15
 
 
-def share_above(
-    workload: Workload, hidden: int, encode_batch: int, iterations: int, rows: int, *, late: bool = False
-) -> float:
-    """P(residents > rows).
+def rows_pmf(answers: Answers, encode_batch: int, iterations: int, *, late: bool = False) -> Floats:
+    """float64 [rows + 1]: probability of exactly so many rows.
 
     Args:
-      hidden: output tokens that the encode phase emits, 1 or 0.
       late: rows are freed a period after their last token (delivery phase+1).
     """
-    periods = [-(-(int(s) - hidden) // iterations) for s in workload.output_tokens.tolist()]
-    ages = max(periods)
-    if ages > _MOST_AGES:
-        raise ValueError(
-            f"decode_iterations: {iterations} leaves {ages} ages, too many to convolve; at most {_MOST_AGES}"
-        )
-    left = [0.0] * (ages + 1)
-    for period, share in zip(periods, workload.probability.tolist(), strict=True):
-        for age in range(period):
-            left[age] += share
-    if late and ages:
-        left = [left[0], *left[:-1]]
+    left = answers.alive[1 : answers.most + 1 : iterations]
+    if late and left:
+        left = [left[0], *left]
     total = np.ones(1)
     for share in left:
         if share > 0:
             total = np.convolve(total, _binomial(encode_batch, min(share, 1.0)))
-    return float(total[rows + 1 :].sum())
+            kept = np.flatnonzero(total > _NOTHING**2)
+            total = total[: kept[-1] + 1]
+    return total
+
+
+def share_above(answers: Answers, encode_batch: int, iterations: int, rows: int, *, late: bool = False) -> float:
+    """P(residents > rows)."""
+    return float(rows_pmf(answers, encode_batch, iterations, late=late)[rows + 1 :].sum())
+
+
+def rows_needed(answers: Answers, encode_batch: int, iterations: int, overflow: float, *, late: bool = False) -> int:
+    """The fewest rows that are exceeded in at most `overflow` of periods."""
+    above = 1 - np.cumsum(rows_pmf(answers, encode_batch, iterations, late=late))
+    return int(np.argmax(above <= overflow))
 
 
 def _binomial(trials: int, share: float) -> Floats:
     """Probabilities of 0 .. trials."""
-    if share >= 1.0 - 1e-15:
+    if share >= 1.0 - _NOTHING:
         certain = np.zeros(trials + 1)
         certain[-1] = 1.0
         return certain

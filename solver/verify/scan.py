@@ -20,12 +20,14 @@ from solver.plan.buckets import Buckets
 from solver.plan.memory import memory_table
 from solver.plan.plan import Plan, make_buckets
 from solver.plan.schedule import Schedule, StageSpec
+from solver.verify.residents import rows_needed
 from solver.verify.rra import Answers, Asked, Candidate, Derived, Line, derive, rows_of
 from solver.verify.stage_times import Setting
 
 _REFINED = 3
 _SPARE = 1e-6
-_DEVIATIONS, _EXTRA_ROWS = 3.6, 3
+_DEVIATIONS, _EXTRA_ROWS, _MOST_COUNTED = 3.6, 3, 100_000
+_OVERFLOW = 1e-3
 # Tokens of one encode call of compiled shapes, at most.
 _CALL_TOKENS = 8192
 _COARSE = 2.0
@@ -122,10 +124,13 @@ class _Scanner:
         if layout not in self._lines:
             self._lines[layout] = Line(self._setting, layout.stages)
         line = self._lines[layout]
-        schedule = self._schedule(layout, candidate, *rows_of(self._answers, candidate))
-        buckets = make_buckets(schedule, self._plan.cache_tokens, self._plan.max_prompt_tokens)
-        if not self._fits(schedule, buckets):
+        # Bytes are no rising function of rows, since ladders of buckets jump; so a few numbers of rows must all fit.
+        fewest = max(candidate.encode_batch, self._rows(candidate))
+        made = [self._schedule(layout, candidate, fewest + more) for more in range(_EXTRA_ROWS)]
+        shapes = [make_buckets(each, self._plan.cache_tokens, self._plan.max_prompt_tokens) for each in made]
+        if not all(self._fits(*pair) for pair in zip(made, shapes, strict=True)):
             return 0.0
+        buckets = shapes[0]
         found = derive(line, self._answers, candidate, self._asked, buckets if self._padded else None)
         return found.throughput_rps * layout.replicas if self._keeps(found) else 0.0
 
@@ -140,10 +145,18 @@ class _Scanner:
             )
         )  # fmt: skip
 
-    def _schedule(self, layout: Layout, candidate: Candidate, mean: float, variance: float) -> Schedule:
-        """With a few rows more than residents need."""
+    def _rows(self, candidate: Candidate) -> int:
+        """As many as residents need; where counting them would take long, a few more."""
+        mean, variance = rows_of(self._answers, candidate)
+        if mean * self._answers.most / candidate.decode_iterations > _MOST_COUNTED:
+            return math.ceil(mean + _DEVIATIONS * math.sqrt(max(variance, 0.0)) + _EXTRA_ROWS)
+        late = self._plan.delivery == "phase+1"
+        overflow = self._plan.margins.overflow if self._plan.margins is not None else _OVERFLOW
+        return rows_needed(self._answers, candidate.encode_batch, candidate.decode_iterations, overflow, late=late)
+
+    def _schedule(self, layout: Layout, candidate: Candidate, rows: int) -> Schedule:
+        """The candidate with so many rows allocated."""
         plan, batch = self._plan, candidate.encode_batch
-        rows = max(batch, math.ceil(mean + _DEVIATIONS * math.sqrt(max(variance, 0.0)) + _EXTRA_ROWS))
         encode_rows = math.ceil(batch / candidate.encode_parts)
         if self._padded:
             largest = max(plan.buckets.encode_rows[-1], _CALL_TOKENS // plan.buckets.encode_tokens[-1])

@@ -20,7 +20,7 @@ from solver.simulate.points import Conditions
 from solver.simulate.rra import evaluate_rra
 from solver.verify import checks
 from solver.verify.checks import Check
-from solver.verify.residents import share_above
+from solver.verify.residents import rows_needed, share_above
 from solver.verify.rra import Answers, Asked, Candidate, Line, derive
 from solver.verify.scan import scan
 from solver.verify.stage_times import setting_of
@@ -80,15 +80,15 @@ def test_rows_above_a_limit_as_often_as_drawn() -> None:
     rng = np.random.default_rng(3)
     workload = random_workload(rng)
     batch, iterations = 9, 4
+    answers = Answers(workload, "encode")
     periods = -(-(workload.output_tokens - 1) // iterations)
     rounds = 20_000
     drawn = rng.choice(periods, (rounds, int(periods.max()), batch), p=workload.probability)
     rows = (drawn > np.arange(periods.max())[None, :, None]).sum(axis=(1, 2))
+    assert abs(rows_needed(answers, batch, iterations, 0.1) - np.percentile(rows, 90)) <= 1
     for limit in (int(np.percentile(rows, 50)), int(np.percentile(rows, 90)), int(np.percentile(rows, 99))):
         seen = float((rows > limit).mean())
-        assert share_above(workload, 1, batch, iterations, limit) == pytest.approx(
-            seen, abs=4 * math.sqrt(seen / rounds)
-        )
+        assert share_above(answers, batch, iterations, limit) == pytest.approx(seen, abs=4 * math.sqrt(seen / rounds))
 
 
 def verified(case: Case, plan: Plan | None = None) -> list[Check]:
