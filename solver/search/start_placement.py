@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -15,11 +16,14 @@ from solver.facts.cluster import Level
 from solver.plan.schedule import Role
 from solver.search.check_placement import faults_of
 from solver.search.placement_problem import PlacementProblem, Position, value_ns
+from solver.search.pools import Host, Pool
 
 # Numbers of stages that are tried per pool and degree, and pipelines that are tried in all.
 _COUNTS = {1: 48, 2: 7}
 _MOST_TRIED = 2000
 _REORDERED = 8
+# Ways to deal each pool's hosts to two pipelines, and in all.
+_CUTS, _MOST_CUTS = 6, 36
 _MOST_REORDERED_POOLS = 3
 
 _Slot = tuple[int, int, Position, Level | None]
@@ -29,11 +33,11 @@ _Choice = tuple[int, int, int]
 def start_placement(problem: PlacementProblem) -> dict[int, int] | None:
     """Counts of the best placement tried that keeps the limits; None where none did, though there may be one.
 
-    Pools are tried in their order first; then other orders of those that did best. Placements of two pipelines on
-    devices apart are not tried.
+    Pools are tried in their order first; then other orders of those that did best. Two pipelines on devices apart get
+    whole hosts each.
     """
     if len(problem.roles) != 1:
-        return None
+        return _start_apart(problem)
     tables = _tables(problem, problem.roles[0])
     tried = [
         (value, number, choice, counts)
@@ -45,6 +49,45 @@ def start_placement(problem: PlacementProblem) -> dict[int, int] | None:
         for order in _orders(choice):
             tried += [(value, len(tried), order, counts) for value, counts in _tried(problem, tables, order)]
     return min(tried, key=lambda each: each[:2])[3] if tried else None
+
+
+def _start_apart(problem: PlacementProblem) -> dict[int, int] | None:
+    """The best of two pipelines, each found alone on its hosts, over some ways to deal the hosts."""
+    cuts = [sorted({len(p.hosts) * i // _CUTS for i in range(_CUTS + 1)}) for p in problem.pools]
+    best: tuple[int, dict[int, int]] | None = None
+    for cut in itertools.islice(itertools.product(*cuts), _MOST_CUTS):
+        encode = _alone(problem, problem.roles[0], [p.hosts[:n] for p, n in zip(problem.pools, cut, strict=True)])
+        decode = _alone(problem, problem.roles[1], [p.hosts[n:] for p, n in zip(problem.pools, cut, strict=True)])
+        if encode is None or decode is None or faults_of(problem, counts := {**encode, **decode}):
+            continue
+        value = value_ns(problem, counts)
+        if best is None or value < best[0]:
+            best = value, counts
+    return best[1] if best else None
+
+
+def _alone(problem: PlacementProblem, role: Role, hosts: Sequence[tuple[Host, ...]]) -> dict[int, int] | None:
+    """One pipeline on some of the hosts of every pool; its patterns' indices are the problem's."""
+    kept = [index for index, each in enumerate(hosts) if each]
+    pools = tuple(Pool(problem.pools[index].kind, hosts[index]) for index in kept)
+    mine = [i for i, p in enumerate(problem.patterns) if p.role == role and p.pool in kept]
+    if not mine:
+        return None
+    patterns = tuple(dataclasses.replace(p, pool=kept.index(p.pool)) for p in map(problem.patterns.__getitem__, mine))
+    # Of the objective's forms, the one that this pipeline's loads appear in.
+    active = [i for i in range(len(problem.micro_batches)) if any(p.times_ns[i] for p in patterns)]
+    forms = tuple(f for f in problem.objective if any(f.pace[i] or f.drained[i] or f.bottleneck[i] for i in active))
+    part = dataclasses.replace(
+        problem,
+        pools=pools,
+        patterns=patterns,
+        roles=(role,),
+        most_stages=problem.most_stages - 1,
+        objective=forms or problem.objective,
+        role_devices=(),
+    )
+    counts = start_placement(part)
+    return None if counts is None else {mine[index]: n for index, n in counts.items()}
 
 
 def _tried(

@@ -85,6 +85,7 @@ def test_encode_and_decode_apart_equal_the_second_solver(full: bool) -> None:
         case = random_case(np.random.default_rng([seed, 7]), most_devices=10, most_layers=4, roles=roles)
         found, second = best_placement(case.problem, LIMIT_S), bisect_placement(case.problem)
         assert found.value_ns == second.value_ns, seed
+        assert best_placement(case.problem, LIMIT_S, start_placement(case.problem)).value_ns == second.value_ns, seed
         if found.counts:
             found_some += 1
             laid_out = lay_out(case.problem, found.counts)
