@@ -16,7 +16,7 @@ import numpy as np
 from solver.facts.workload import Floats, Ints
 from solver.search.boxes import BoxBounds, Boxes
 from solver.search.floors import Floors
-from solver.search.hulls import lines_below
+from solver.search.hulls import best_line, context_slope, lines_in_context
 from solver.search.phase_shapes import SEGMENTS, PhaseShapes, ShapeRanges, phase_shapes
 from solver.search.range_minimum import RangeMinimum
 from solver.simulate.lengths import Lengths
@@ -64,13 +64,13 @@ class RraBounds:
         rows = np.maximum(1, np.arange(floors.most_rows + 1))
         per_row = decode / rows
         per_row[:, 0] = per_row[:, 1]  # below one row T_D(n) / n is no less than at one
-        self._slope = _slope(contexts, decode, floors.most_rows // 2)
+        self._slope = context_slope(contexts, decode, floors.most_rows // 2)
         rest = decode - self._slope * contexts[:, None] * np.arange(floors.most_rows + 1)
         self._table = np.concatenate([decode, rest]).T.copy()
         self._per_row_at_one = per_row[:, 1]
         self._decode = RangeMinimum(np.concatenate([decode, rest, per_row]).T)
         self._drain = RangeMinimum(floors.drain_s.min(axis=0))
-        self._lines = _lines(contexts, decode)
+        self._lines = lines_in_context(contexts, decode)
         self._lengths = _grouped(lengths, conditions.tpot_percentile)
 
     def bound(self, boxes: Boxes, with_tpot: bool) -> BoxBounds:
@@ -130,7 +130,7 @@ class RraBounds:
         segments = np.maximum(least * reached.times_s, shape.segment_rows_low * reached.per_row_s)
         total = np.maximum(segments, by_rest).sum(axis=1)
         total = np.maximum(total, shape.phase_rows_low * reached.per_row_s.min(axis=1))
-        lines = _sums(
+        lines = best_line(
             self._lines,
             (n0 / b1, n1 / b0),
             (shape.phase_rows_low, shape.phase_rows_high),
@@ -145,7 +145,7 @@ class RraBounds:
         by_rest = np.where(reached.rest_s >= 0, shape.waited_share_low * reached.rest_s + tokens, 0.0)
         segments = np.maximum(shape.waited_share_low * times, by_rest).sum(axis=1)
         total = np.maximum(segments, shape.latency_iterations_low * times.min(axis=1))
-        lines = _sums(
+        lines = best_line(
             self._lines,
             (shape.latency_iterations_low, shape.latency_iterations_high),
             (boxes.first_low * shape.latency_rows_low, boxes.first_high * shape.latency_rows_high),
@@ -225,41 +225,6 @@ def _at_context(values: Floats, knots: Floats, context: Floats) -> Floats:
     below = np.broadcast_to(below, values.shape[:-1])[..., None]
     low, high = np.take_along_axis(values, below, -1), np.take_along_axis(values, below + 1, -1)
     return low[..., 0] * (1 - part) + high[..., 0] * part
-
-
-def _slope(contexts: Floats, decode: Floats, rows: int) -> float:
-    """How much T_D grows per row and token of context, at so many rows; 0 where it does not."""
-    if len(contexts) == 1:
-        return 0.0
-    at = max(1, rows)
-    return max(0.0, float((decode[-1, at] - decode[0, at]) / ((contexts[-1] - contexts[0]) * at)))
-
-
-def _lines(contexts: Floats, decode: Floats) -> Floats:
-    """float64 [lines, 3]: (alpha, beta, gamma) with alpha + beta n + gamma n c <= T_D(n, c) everywhere.
-
-    For each of a few slopes gamma, what remains of T_D is bilinear in n and c between its entries, so its least over
-    the knots is a curve in n, and the lines below that curve hold for all contexts.
-    """
-    rows = np.arange(decode.shape[1])
-    slopes = {_slope(contexts, decode, at) for at in (len(rows) // 8, len(rows) // 2, len(rows) - 1)} | {0.0}
-    found = []
-    for slope in sorted(slopes):
-        lines = lines_below((decode - slope * rows * contexts[:, None]).min(axis=0))
-        found.append(np.column_stack([lines, np.full(len(lines), slope)]))
-    return np.concatenate(found)
-
-
-def _sums(lines: Floats, iterations: tuple[Floats, Floats], rows: tuple[Floats, Floats], tokens: Floats) -> Floats:
-    """float64 [boxes]: the best line's alpha x iterations + beta x rows + gamma x tokens.
-
-    A factor below 0 is met by the most, not the least, of what it multiplies.
-    """
-    alpha, beta, gamma = lines.T[:, :, None]
-    total = np.where(alpha >= 0, alpha * iterations[0], alpha * iterations[1])
-    total += np.where(beta >= 0, beta * rows[0], beta * rows[1])
-    total += gamma * tokens
-    return total.max(axis=0)
 
 
 def _grouped(lengths: Lengths, percentile: float) -> tuple[Ints, Ints, Floats, float]:
