@@ -18,6 +18,7 @@ from solver.facts.tensor_degree import tensor_degrees
 from solver.facts.workload import Floats
 from solver.importers import parts
 from solver.importers.devices import TableDevice, table_device
+from solver.importers.llmservingsim import check_shape
 from solver.importers.log_grid import Times
 from solver.importers.tables import TABLES
 
@@ -41,7 +42,7 @@ _DIGITS = 5
 
 
 def compose(spec: ModelSpec, device_kind: str, dtype: str, model: str = "", tables: Path = TABLES) -> Profile:
-    """Times at the tensor degrees 1, 2, 4 and 8 that divide the model.
+    """Times at the tensor degrees 1, 2, 4 and 8 that divide the model (degree 1 alone where tables hold one device).
 
     Args:
       spec: the model.
@@ -56,7 +57,10 @@ def compose(spec: ModelSpec, device_kind: str, dtype: str, model: str = "", tabl
     device = table_device(device_kind)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: the tables hold 16-bit floats, not {dtype}; choose one of {', '.join(DTYPES)}")
-    degrees = [degree for degree in DEGREES if degree in tensor_degrees(spec)]
+    if device.single:
+        check_shape(spec, device)
+    measured = (1,) if device.single else DEGREES
+    degrees = [degree for degree in measured if degree in tensor_degrees(spec)]
     kinds = sorted({run.kind for run in spec.layers}, key=lambda kind: kind.window_tokens or 0)
     return Profile(
         model=model or f"{spec.family} of {spec.num_layers} layers, width {spec.hidden_size}",
@@ -115,6 +119,11 @@ def _source(device: TableDevice) -> str:
             f"composed from aiconfigurator {device.system} tables (commit 095f58a5, vLLM {device.vllm}; Apache-2.0, "
             "NVIDIA CORPORATION & AFFILIATES); norms, positions, activation, embedding and sampling from bandwidth; "
             "dispatch and spread assumed"
+        )
+    if device.single:
+        return (
+            f"composed from LLMServingSim's {device.kind} tables of Llama 3.1 8B (commit 5daddb21; MIT, CASYS Lab at "
+            "KAIST); dispatch and spread assumed"
         )
     return (
         f"composed from vidur {device.vidur} tables (commits 7d475133 and c211fca; MIT, Microsoft Corporation); "

@@ -1,7 +1,7 @@
 """Which published tables speak for which device kind.
 
 Peak figures are the vendor's (dense 16-bit floats); those of A100, H100 and H200 as aiconfigurator's system files give
-them, A40's from NVIDIA's data sheet (696 GB/s, 149.7 TFLOP/s dense). They shape the rooflines that ratios are
+them, the others' from their vendors' data sheets. They shape the rooflines that ratios are
 interpolated over, and stand alone only in estimates, which are marked so.
 """
 
@@ -29,6 +29,7 @@ class TableDevice:
       system: aiconfigurator's name; "" where it has none.
       vllm, trtllm: versions of its tables there; "" where it has none.
       vidur: vidur's name of the device; "" where it has none.
+      single: layout, "gpu" or "tpu", of LLMServingSim's tables, which hold one model on one device; "" where none.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class TableDevice:
     vllm: str = ""
     trtllm: str = ""
     vidur: str = ""
+    single: str = ""
 
 
 DEVICES = {
@@ -47,6 +49,8 @@ DEVICES = {
         TableDevice("h100-80g", 989e12, 3.35e12, "h100_sxm", "0.14.0", "", "h100"),
         TableDevice("h200-141g", 989e12, 4.8e12, "h200_sxm", "0.14.0", "1.2.0rc5"),
         TableDevice("a40-48g", 149.7e12, 0.696e12, vidur="a40"),
+        TableDevice("rtx4090-24g", 165.2e12, 1.008e12, single="gpu"),
+        TableDevice("tpu-v6e", 918e12, 1.638e12, single="tpu"),
     )
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 from solver.facts.model_spec import LayerKind, ModelSpec
 from solver.facts.profile import Mark
 from solver.facts.workload import Floats
-from solver.importers import attention, collectives, gemm, vidur
+from solver.importers import attention, collectives, gemm, llmservingsim, vidur
 from solver.importers.devices import TABLE_BYTES, TableDevice, streaming_s
 from solver.importers.log_grid import Times
 
@@ -48,6 +48,8 @@ def streaming(device: TableDevice, size_bytes: Floats) -> Times:
 
 def dense_parts(folder: Path, device: TableDevice, spec: ModelSpec, tensor: int, tokens: Floats) -> list[Times]:
     """Everything of a layer that sees tokens one by one: four products, two norms, positions, activation, two sums."""
+    if device.single:
+        return llmservingsim.dense_parts(folder, device, tokens)
     query = spec.heads // tensor * spec.head_dim
     key_value = spec.stored_kv_heads(tensor) // tensor * spec.head_dim
     mlp, hidden = spec.mlp_size // tensor, spec.hidden_size
@@ -80,6 +82,8 @@ def attention_part(
     tokens: Floats,
 ) -> Times:
     """Attention of one layer. A window cuts a decode step's context, and a prompt's scores (estimated)."""
+    if device.single:
+        return llmservingsim.attention_part(folder, device, phase, rows, tokens)
     heads = attention.Heads(spec.heads // tensor, spec.stored_kv_heads(tensor) // tensor, spec.head_dim)
     window = kind.window_tokens
     seen = tokens if window is None or phase == "context" else np.minimum(tokens, window)
@@ -94,6 +98,8 @@ def attention_part(
 
 def embed_parts(folder: Path, device: TableDevice, spec: ModelSpec, tensor: int, tokens: Floats) -> list[Times]:
     """Rows of the embedding are read and written; with the vocabulary cut, partial rows are summed."""
+    if device.single:
+        return llmservingsim.embed_parts(folder, device, tokens)
     reads = 2 if spec.rope is not None else 3
     parts = [streaming(device, TABLE_BYTES * reads * spec.hidden_size * tokens)]
     if tensor > 1:
@@ -103,6 +109,8 @@ def embed_parts(folder: Path, device: TableDevice, spec: ModelSpec, tensor: int,
 
 def head_parts(folder: Path, device: TableDevice, spec: ModelSpec, tensor: int, rows: Floats) -> list[Times]:
     """Norm, head and sampling; the logits of a cut vocabulary are gathered, taken as half of a sum of that size."""
+    if device.single:
+        return llmservingsim.head_parts(folder, device, rows)
     vocab = spec.padded_vocab(tensor) // tensor
     parts = [
         streaming(device, TABLE_BYTES * 2 * spec.hidden_size * rows),

@@ -26,6 +26,8 @@ from tests.conftest import FULL
 AIC = TABLES / "aiconfigurator" / "derived_csv"
 needs_tables = pytest.mark.skipif(not AIC.is_dir(), reason=f"needs the published tables at {TABLES}")
 A100 = DEVICES["a100-80g"]
+# Kinds whose tables reach any shape.
+GPUS = sorted(kind for kind, device in DEVICES.items() if not device.single)
 
 
 def spec_of(name: str) -> ModelSpec:
@@ -130,7 +132,7 @@ def test_heads_that_no_table_holds_are_read_at_more_rows_and_marked() -> None:
 
 @needs_tables
 @pytest.mark.parametrize("model", ["opt-13b", "llama-3-70b", "gpt3-341b"])
-@pytest.mark.parametrize("kind", sorted(DEVICES) if FULL else ["a100-80g", "a40-48g", "h100-80g"])
+@pytest.mark.parametrize("kind", GPUS if FULL else ["a100-80g", "a40-48g", "h100-80g"])
 def test_every_preset_is_reachable_on_every_kind(model: str, kind: str) -> None:
     spec = spec_of(model)
     profile = compose(spec, kind, "float16", model)
@@ -210,7 +212,7 @@ def test_a_sum_is_marked_by_the_parts_that_matter() -> None:
     assert at(parts.add([measured, part(0.1, Mark.EXTRAPOLATED), little]))[1] == Mark.EXTRAPOLATED
 
 
-@pytest.mark.parametrize("kind", sorted(DEVICES))
+@pytest.mark.parametrize("kind", GPUS)
 def test_shipped_profiles_serve_the_presets(kind: str) -> None:
     for model in ("opt-13b", "llama-2-7b", "gpt3-175b"):
         profile = find_profile(spec_of(model), kind, "bfloat16")
@@ -225,3 +227,38 @@ def test_shipped_profiles_are_what_the_tables_give() -> None:
 
     for model, kind in (("opt-13b", "a40-48g"), ("llama-3-70b", "h100-80g")):
         assert digest(find_profile(spec_of(model), kind, "bfloat16")) == digest(made(model, kind))
+
+
+@needs_tables
+def test_one_layer_on_an_rtx_4090_by_hand_in_microseconds() -> None:
+    folder = TABLES / "llmservingsim" / "profiler" / "perf" / "RTX4090" / "meta-llama" / "Llama-3.1-8B" / "bf16" / "tp1"
+
+    def us(file: str, **where: object) -> float:
+        with gzip.open(folder / f"{file}.csv.gz", "rt") as packed:
+            rows = [row for row in csv.DictReader(packed) if all(row[k] == str(v) for k, v in where.items())]
+        return float(np.median([float(row["time_us"]) for row in rows]))
+
+    profile = compose(spec_of("llama-3-8b"), "rtx4090-24g", "bfloat16")
+    assert profile.tensor_degrees == (1,)
+    names = ("layernorm", "qkv_proj", "rotary_emb", "o_proj", "layernorm", "gate_up_proj", "act_fn", "down_proj")
+    decode = sum(us("dense", layer=name, tokens=32) for name in names)
+    decode += us("attention", prefill_chunk=0, n_decode=32, kv_decode=1024)
+    assert float(profile.layer(1, LayerKind()).decode.at(32, 1024)) == pytest.approx(1e-6 * decode, rel=1e-4)
+    encode = sum(us("dense", layer=name, tokens=512) for name in names)
+    encode += us("attention", prefill_chunk=512, kv_prefill=0, n_decode=0)
+    assert float(profile.layer(1, LayerKind()).encode.at(1, 512)) == pytest.approx(1e-6 * encode, rel=1e-4)
+
+
+@needs_tables
+def test_a_tpu_layer_lies_between_bandwidth_and_a_few_times_that() -> None:
+    profile = compose(spec_of("llama-3-8b"), "tpu-v6e", "bfloat16")
+    check_profile(profile, "tpu")
+    one = float(profile.layer(1, LayerKind()).decode.at(1, 64))
+    weights_s = 2 * 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336) / DEVICES["tpu-v6e"].bytes_per_s
+    assert weights_s < one < 3 * weights_s
+
+
+@pytest.mark.parametrize("kind", ["rtx4090-24g", "tpu-v6e"])
+def test_tables_of_one_model_serve_no_other(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"Llama 3\.1 8B alone"):
+        compose(spec_of("llama-2-7b"), kind, "bfloat16")
