@@ -124,6 +124,8 @@ def _request(plan: Plan) -> PlanRequest:
 def _doubling(plan: Plan, request: PlanRequest, progress: SearchLine) -> tuple[str, dict[str, object]]:
     """The least latency bound that doubles the throughput, found by bisection over searches."""
     assert plan.prediction is not None, "checked before"
+    if request.bounds.latency_s is None:
+        return f"there is no latency bound to relax; {words.binding(plan)}", {"doubling_latency_bound_s": None}
     wanted = 2 * plan.prediction.throughput_rps
     free = _throughput(request, None, progress)
     if free is None or free < wanted:
@@ -132,8 +134,7 @@ def _doubling(plan: Plan, request: PlanRequest, progress: SearchLine) -> tuple[s
             f"no latency bound does; {reached}, {(free or 0) / plan.prediction.throughput_rps:.3g} times this plan's",
             {"doubling_latency_bound_s": None, "unbounded_rps": free},
         )
-    low = request.bounds.latency_s or plan.prediction.latency_s
-    high = low
+    high = request.bounds.latency_s
     for _ in range(_MOST_STEPS):
         high *= 2
         if (_throughput(request, high, progress) or 0.0) >= wanted:
@@ -148,7 +149,7 @@ def _doubling(plan: Plan, request: PlanRequest, progress: SearchLine) -> tuple[s
         else:
             low = middle
     return (
-        f"a latency bound of {words.seconds(high)} would, in place of {words.seconds(request.bounds.latency_s or low)}",
+        f"a latency bound of {words.seconds(high)} would, in place of {words.seconds(request.bounds.latency_s)}",
         {"doubling_latency_bound_s": high, "unbounded_rps": free},
     )
 

@@ -57,7 +57,8 @@ def main(argv: list[str]) -> int:
     summary = {"holds": not failed, "checks": len(found), "failed": [check.field for check in failed]}
     print(f"VERIFY {json.dumps({**summary, 'candidates': tried, 'seconds': round(time.monotonic() - began_s, 3)})}")
     if failed:
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        others = ", ".join(check.field for check in failed[1:])
+        more = f" (so do not {others})" if others else ""
         line = f"{name}: plan.{failed[0].field}: does not hold: {failed[0].found}{more}; plan again"
         print(f"exegpt: {line}", file=sys.stderr)
         return 1
