@@ -18,6 +18,7 @@ from solver.search.bounds import ROUNDING, SHARE_ROUNDING
 from solver.search.boxes import BoxBounds, Boxes
 from solver.search.floors import MemoryFloor, memory_floor
 from solver.search.range_minimum import RangeMinimum
+from solver.simulate.costs import Pipeline
 from solver.simulate.iteration import iterations_s
 from solver.simulate.lengths import Lengths, residents
 from solver.simulate.points import Conditions
@@ -45,17 +46,44 @@ def waa_memory(
     split: Split, lengths: Lengths, conditions: Conditions, encode_capacity: Sequence[float], decode: Sequence[float]
 ) -> WaaMemory:
     """Floors of both sides; `encode_capacity` and `decode` are bytes of a device of each of their stages."""
-    workload = lengths.workload
-    held = np.array([s.layers * s.unit.cache_token_bytes for s in split.encode.stages], np.float64)
-    first = memory_floor(split.encode, lengths, conditions, encode_capacity)
     return WaaMemory(
-        encode=dataclasses.replace(first, row_bytes=2 * held * workload.most_input, token_bytes=0 * held),
-        decode=memory_floor(split.decode, lengths, conditions, decode),
+        encode=encode_memory(split.encode, lengths, conditions, encode_capacity),
+        decode=decode_memory(split.decode, lengths, conditions, decode),
+    )
+
+
+def encode_memory(
+    pipeline: Pipeline, lengths: Lengths, conditions: Conditions, capacity_bytes: Sequence[float]
+) -> MemoryFloor:
+    """Weights, and two batches of the longest prompts to hand over: `row_bytes` is what each prompt of B_E takes."""
+    held = np.array([s.layers * s.unit.cache_token_bytes for s in pipeline.stages], np.float64)
+    floor = memory_floor(pipeline, lengths, conditions, capacity_bytes)
+    return dataclasses.replace(floor, row_bytes=2 * held * lengths.workload.most_input, token_bytes=0 * held)
+
+
+def decode_memory(
+    pipeline: Pipeline, lengths: Lengths, conditions: Conditions, capacity_bytes: Sequence[float]
+) -> MemoryFloor:
+    """Weights and cache; where tokens are counted, as many for each row as residents have at least.
+
+    Over a cycle residents hold the mean context each, and a batch that joins holds its prompts; `row_bytes` takes the
+    smaller, so that it holds of either number of rows. The quantile that is allocated exceeds the mean.
+    """
+    floor = memory_floor(pipeline, lengths, conditions, capacity_bytes)
+    tokens = min(float(residents(lengths, 1).context[0]), float(lengths.input_alive[1:2].sum()))
+    if conditions.overflow > 0.5:
+        tokens = 0.0
+    return dataclasses.replace(
+        floor, row_bytes=floor.row_bytes + tokens * floor.token_bytes, token_bytes=0 * floor.token_bytes
     )
 
 
 class WaaBounds:
-    """Bounds of one split; the second variable of a box is the cap on decode rows."""
+    """Bounds of one split; the second variable of a box is the cap on decode rows.
+
+    With `distinct`, candidates whose cap is higher than their rows ever settle count as refused: with the smallest such
+    cap they are the same candidate, and the others are a plateau that a search would have to walk.
+    """
 
     def __init__(
         self,
@@ -64,7 +92,9 @@ class WaaBounds:
         conditions: Conditions,
         micro_batches: int = 1,
         memory: WaaMemory | None = None,
+        distinct: bool = False,
     ) -> None:
+        self._distinct = distinct
         self._lengths, self._memory, self._overflow = lengths, memory, conditions.overflow
         self._longest = lengths.decode_percentile(conditions.latency_percentile)
         self._most_encode = split.encode.most_rows
@@ -109,12 +139,16 @@ class WaaBounds:
             # At least B_E rows join, and the peak of residents is at least their mean.
             rows = np.maximum(batch, low_rows * (1 - ROUNDING) - 1)
             share = self._memory.share(batch, rows) * (1 - ROUNDING)
+        refused = boxes.first_low > self._most_encode
+        if self._distinct:
+            everything = np.full(len(boxes), len(self._best_rps) - 1)
+            refused |= boxes.second_low > self._settled(most_rps * (1 + ROUNDING), everything)
         return BoxBounds(
             throughput_rps=np.minimum(most_rps, self._best_rps[cap_high]) * (1 + ROUNDING),
             latency_s=latency_s * (1 - ROUNDING),
             ttft_s=ttft_s * (1 - ROUNDING),
             tpot_s=self._tpot(iteration_s, move_s) * (1 - ROUNDING) if with_tpot else np.zeros(len(boxes)),
-            memory_share=np.where(boxes.first_low > self._most_encode, np.inf, share),
+            memory_share=np.where(refused, np.inf, share),
         )
 
     def _settled(self, rate_rps: Floats, cap: Ints) -> Ints:
