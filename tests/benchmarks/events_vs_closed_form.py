@@ -252,8 +252,8 @@ def table(results: dict[str, object], rows: list[dict[str, object]], others: lis
         lines.append(f"| {policy} | {' | '.join(cells)} | {len(found)} |")
     lines += [
         "",
-        "WAA's latency lies above its closed form where few residents meet large batches: that takes an iteration's time at",
-        "the mean of residents, while a request sees E[n^2] / E[n] of them (G: 15.2 where the mean is 12.3).",
+        "WAA's latency lies above its closed form where few residents meet large batches: that takes an iteration's",
+        "time at the mean of residents, while a request sees E[n^2] / E[n] of them (G: 15.2 where the mean is 12.3).",
     ]
     return "\n".join([*lines, ""])
 
