@@ -18,6 +18,8 @@ from solver.importers.log_grid import LogGrid, Times, grid_of
 from solver.importers.tables import read_columns
 
 _VIDUR_WIDTH = 4096
+# Rows of the table (one per rank, token by token at first) that a running median takes together.
+_NEIGHBOURS = 41
 
 
 @functools.lru_cache(maxsize=16)
@@ -35,7 +37,16 @@ def all_reduce_grid(folder: Path, device: TableDevice, devices: int) -> LogGrid:
         sent = columns["num_tokens"] > 0
         sizes = columns["num_tokens"][sent] * _VIDUR_WIDTH * TABLE_BYTES
         seconds = columns["time_stats.all_reduce.median"][sent] * 1e-3
+        order = np.argsort(sizes, kind="stable")
+        sizes, seconds = sizes[order], _running_median(seconds[order])
     return grid_of((sizes,), np.log(seconds / sizes))
+
+
+def _running_median(seconds: Floats) -> Floats:
+    """Median of each and its neighbours: vidur launched these from the host, whose jitter is twofold at short ones."""
+    half = _NEIGHBOURS // 2
+    padded = np.pad(seconds, half, mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, _NEIGHBOURS), axis=1)
 
 
 def all_reduce_times(folder: Path, device: TableDevice, devices: int, size_bytes: Floats) -> Times:

@@ -80,7 +80,7 @@ def test_vidur_rows_are_counted_in_tokens_of_4096_elements() -> None:
     names = ("num_tokens", "num_workers", "n_embd", "time_stats.all_reduce.median")
     rows = read_columns(path, names)
     chosen = (rows["num_tokens"] == 1024) & (rows["num_workers"] == 2) & (rows["n_embd"] == 4096)
-    assert seconds == pytest.approx(1e-3 * np.median(rows[names[-1]][chosen]))
+    assert seconds == pytest.approx(1e-3 * np.median(rows[names[-1]][chosen]), rel=0.1)
 
 
 @needs_tables
