@@ -5,7 +5,8 @@
 Interpolated is what the importers interpolate: log(time / roofline). `axis X`: each inner point is left out and read
 from the straight line between its two neighbours along X in log X, all else equal: what a planner meets between two
 grid points of one axis. `all axes`: the point is left out and the median is taken of those lines and of every pair of
-them combined (one axis' line plus the other axis' correction to it), none of which sees the point itself.
+them combined (one axis' line plus the other axis' correction to it), none of which sees the point itself. Last: heads
+that no table holds, a device's attention estimated from another's, and the grids of profiles against what they sample.
 """
 
 from __future__ import annotations
@@ -17,15 +18,23 @@ from pathlib import Path
 
 import numpy as np
 
+from solver.facts.model_config import read_model_spec
+from solver.facts.model_spec import LayerKind
+from solver.facts.presets import CONFIGS
+from solver.facts.profile import Table
 from solver.facts.workload import Floats
+from solver.importers import parts
 from solver.importers.attention import Heads, Phase, attention_grids, attention_times, estimated_times, roofline_s
 from solver.importers.collectives import all_reduce_grid
+from solver.importers.compose import compose
 from solver.importers.devices import DEVICES, TableDevice
 from solver.importers.gemm import gemm_grid
 from solver.importers.log_grid import LogGrid
 from solver.importers.tables import TABLES
 from tests.benchmarks import accuracy_report
 
+# Model, device kind and tensor degree of the profiles whose grids are tried.
+GRIDS = (("opt-13b", "a100-80g", 1), ("llama-3-70b", "h100-80g", 8), ("gpt3-175b", "a40-48g", 8))
 SYSTEMS = ("a100-80g", "h100-80g", "h200-141g")
 Dense = tuple[tuple[Floats, ...], Floats]
 
@@ -153,10 +162,36 @@ def cross_device_errors(tables: Path, source: str, target: str, phase: Phase) ->
     return np.concatenate(errors)
 
 
+def grid_rows(tables: Path, points: int = 400) -> list[accuracy_report.Row]:
+    """What a profile's own grid loses: times read from it against times composed, at sizes drawn between its points."""
+    rows = []
+    for model, kind, tensor in (
+        ("opt-13b", "a100-80g", 1),
+        ("llama-3-70b", "h100-80g", 8),
+        ("gpt3-175b", "a40-48g", 8),
+    ):
+        spec, device, layer_kind = read_model_spec(CONFIGS / "models" / f"{model}.json"), DEVICES[kind], LayerKind()
+        layer = compose(spec, kind, "bfloat16", model, tables).layer(tensor, layer_kind)
+        rng = np.random.default_rng(0)
+        phases: tuple[tuple[Phase, Table, tuple[int, int]], ...] = (
+            ("generation", layer.decode, (1024, 8192)),
+            ("context", layer.encode, (64, 4096)),
+        )
+        for phase, table, most in phases:
+            batch = np.round(np.exp(rng.uniform(0, np.log(most[0]), points))).astype(np.float64)
+            tokens = np.round(np.exp(rng.uniform(np.log(16), np.log(most[1]), points))).astype(np.float64)
+            dense = parts.dense_parts(tables, device, spec, tensor, batch if phase == "generation" else batch * tokens)
+            attend = parts.attention_part(tables, device, spec, tensor, layer_kind, phase, batch, tokens)
+            errors = table.at(batch, tokens) / parts.add([*dense, attend]).seconds - 1
+            name = f"{'decode' if phase == 'generation' else 'encode'} grid of {model}, {kind}, tensor {tensor}"
+            rows.append(accuracy_report.error_row(name, "", errors))
+    return rows
+
+
 if __name__ == "__main__":
     accuracy_report.write(
         "accuracy_tables",
         "A2: interpolation in the published tables, and stand-ins",
-        [*interpolation_rows(TABLES), *stand_in_rows(TABLES)],
+        [*interpolation_rows(TABLES), *stand_in_rows(TABLES), *grid_rows(TABLES)],
         (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip(),
     )
