@@ -30,7 +30,6 @@ class Journal:
     """
 
     def __init__(self, path: Path, mark: str, *, resume: bool = True) -> None:
-        self._path = path
         self.samples: dict[str, list[Sample]] = collections.defaultdict(list)
         kept = _read(path, mark) if resume else []
         for key, sample in kept:
@@ -51,11 +50,6 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-    def remove(self) -> None:
-        """The measurement is complete; nothing is left to resume."""
-        self.close()
-        self._path.unlink()
 
 
 def _line(key: str, sample: Sample) -> str:

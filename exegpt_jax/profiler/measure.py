@@ -109,7 +109,7 @@ def profile_model(
     facts = _facts(directory, wishes, devices[0])
     axes = axes_of(wishes.limits)
     journal = Journal(partial, fingerprint(facts), resume=resume)
-    taken = measured = total = 0
+    measured = 0
     layers: list[LayerTimes] = []
     ends: list[EndTimes] = []
     all_points: list[Point] = []

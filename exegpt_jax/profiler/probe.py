@@ -59,11 +59,6 @@ class Probe:
         self._iterations = 0
         self._warm()
 
-    @property
-    def temporary_bytes(self) -> int:
-        """Of the compiled program, per device; 0 where the platform does not say."""
-        return max(program.temporary_bytes for program in self._engine.programs)
-
     def sample(self) -> Sample:
         return self._encode() if self.point.call == "encode" else self._decode()
 
