@@ -90,13 +90,19 @@ def check_memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> list[Check]:
 
 
 def candidates_of(plan: Plan) -> list[Candidate]:
-    """The plan's point. It states rows of a micro-batch; where several numbers of parts have such rows, each."""
+    """The plan's point. It states rows of a micro-batch, of the expected rows or of those allocated; where several
+    numbers of parts have such rows, each."""
     schedule = plan.schedule
     most = 2 * len(schedule.stages)
+    encode = _parts(schedule.encode_batch, schedule.encode_micro_batch, most)
+    decode = {
+        *_parts(schedule.decode_batch, schedule.micro_batch, most),
+        *_parts(schedule.max_rows, schedule.micro_batch, most),
+    }
     return [
         Candidate(schedule.encode_batch, schedule.decode_iterations, encode_parts, decode_parts)
-        for encode_parts in _parts(schedule.encode_batch, schedule.encode_micro_batch, most)
-        for decode_parts in _parts(schedule.decode_batch, schedule.micro_batch, most)
+        for encode_parts in encode
+        for decode_parts in sorted(decode)
     ]
 
 

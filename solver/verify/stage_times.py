@@ -129,15 +129,21 @@ def _between_rows(whole_s: Callable[[int], float], rows: float) -> float:
 
 
 def lookup(table: Table, first: float, second: float) -> float:
-    """Seconds: straight lines between the table's points and beyond its end; the smallest size below its begin."""
+    """Seconds: straight lines between the table's points; beyond its end straight on or level; its begin below it."""
     i, x = _place(table.first, first)
     j, y = _place(table.second, second)
     rows, columns = len(table.first), len(table.second)
     i2, j2 = min(i + 1, rows - 1), min(j + 1, columns - 1)
     seconds = table.seconds
-    low = float(seconds[i, j]) * (1 - y) + float(seconds[i, j2]) * y
-    high = float(seconds[i2, j]) * (1 - y) + float(seconds[i2, j2]) * y
-    return low * (1 - x) + high * x
+    low = _between(float(seconds[i, j]), float(seconds[i, j2]), y)
+    high = _between(float(seconds[i2, j]), float(seconds[i2, j2]), y)
+    return _between(low, high, x)
+
+
+def _between(low: float, high: float, part: float) -> float:
+    if part > 1:
+        return high + (part - 1) * (high - low if high > low else 0.0)
+    return low * (1 - part) + high * part
 
 
 def _place(points: Floats, value: float) -> tuple[int, float]:
