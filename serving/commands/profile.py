@@ -69,6 +69,8 @@ flags.DEFINE_string(
 _MOST_CACHE_TOKENS = 2048
 _MOST_ROWS_CPU, _MOST_ROWS = 32, 256
 _MICROSECONDS = 1e6
+# Quiet machines repeat themselves within a few percent.
+_BUSY_SPREAD = 0.1
 # Of the table where it goes to a file.
 _WIDTH = 120
 
@@ -182,6 +184,8 @@ def _summary(found: Measured) -> list[str]:
     ]
     if found.points_measured < found.points:
         lines.append("the rest is interpolated; raise --time_budget_s to measure it")
+    if found.profile.spread > _BUSY_SPREAD:
+        lines.append(f"repeats spread by {found.profile.spread:.0%}: the machine is busy; measure when it is quiet")
     return lines
 
 
