@@ -44,22 +44,30 @@ class Table:
     marks: NDArray[np.uint8]
 
     def at(self, first: Floats | float, second: Floats | float) -> Floats:
-        """Seconds at these sizes (broadcast together); beyond the grid the last two points go on in a straight line."""
+        """Seconds at these sizes (broadcast together).
+
+        Below the grid its first size counts; beyond it the last two points go on in a straight line, or level where
+        they fall: a noisy end must not promise that more work takes less and less time, or none.
+        """
         x, i = _place(self.first, np.asarray(first, np.float64))
         y, j = _place(self.second, np.asarray(second, np.float64))
         i2, j2 = np.minimum(i + 1, len(self.first) - 1), np.minimum(j + 1, len(self.second) - 1)
         s = self.seconds
-        low = s[i, j] * (1 - y) + s[i, j2] * y
-        high = s[i2, j] * (1 - y) + s[i2, j2] * y
-        return low * (1 - x) + high * x
+        return _line(_line(s[i, j], s[i, j2], y), _line(s[i2, j], s[i2, j2], y), x)
 
 
 def _place(points: Floats, value: Floats) -> tuple[Floats, NDArray[np.intp]]:
-    """Index of the grid's point below each value and how far it lies towards the next (beyond 0..1 outside)."""
+    """Index of the grid's point below each value and how far it lies towards the next (beyond 1 outside)."""
     if len(points) == 1:
         return np.zeros_like(value), np.zeros(value.shape, np.intp)
+    value = np.maximum(value, points[0])
     index = np.clip(np.searchsorted(points, value, side="right") - 1, 0, len(points) - 2)
     return (value - points[index]) / (points[index + 1] - points[index]), index
+
+
+def _line(low: Floats, high: Floats, share: Floats) -> Floats:
+    """From `low` at 0 to `high` at 1, and on."""
+    return np.where(share <= 1, low * (1 - share) + high * share, high + np.maximum(high - low, 0.0) * (share - 1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -75,6 +75,10 @@ class StageTimes:
             (self._profile.layer(stage.tensor, kind), kinds.count(kind) / len(kinds)) for kind in dict.fromkeys(kinds)
         ]
         self._ends = self._profile.end(stage.tensor)
+        # Contexts of the workload at which the tables bend, and its ends.
+        least, most = float(setting.least), float(max(setting.most, setting.least + 1))
+        bends = {float(context) for times, _ in self._kinds for context in times.decode.second}
+        self._knots = sorted({least, most, *(context for context in bends if least < context < most)})
         self._link = None if next_stage is None else link_between(setting.cluster, stage, next_stage)
         self._token_bytes = setting.spec.hidden_size * dtype_bytes(self._profile.dtype)
 
@@ -92,9 +96,14 @@ class StageTimes:
         return self._encode_call_s(rows, tokens, rows * tokens, rows)
 
     def decode_s(self, rows: float, context: float) -> float:
-        """One iteration; straight between whole numbers of rows, 0 for none."""
-        context = min(max(context, self._setting.least), max(self._setting.most, self._setting.least + 1))
-        return _between_rows(lambda whole: self._decode_whole_s(whole, context), rows)
+        """One iteration; straight between whole numbers of rows (0 for none) and between the tables' contexts."""
+        i = min(max(bisect.bisect_right(self._knots, context) - 1, 0), len(self._knots) - 2)
+        low, high = self._knots[i], self._knots[i + 1]
+        share = min(max((context - low) / (high - low), 0.0), 1.0)
+        below = _between_rows(lambda whole: self._decode_whole_s(whole, low), rows)
+        if share == 0:
+            return below
+        return below * (1 - share) + share * _between_rows(lambda whole: self._decode_whole_s(whole, high), rows)
 
     def _encode_whole_s(self, prompts: int) -> float:
         """As the uniform batch with the same sum of tokens and of squared lengths."""
@@ -135,15 +144,16 @@ def lookup(table: Table, first: float, second: float) -> float:
     rows, columns = len(table.first), len(table.second)
     i2, j2 = min(i + 1, rows - 1), min(j + 1, columns - 1)
     seconds = table.seconds
-    low = _between(float(seconds[i, j]), float(seconds[i, j2]), y)
-    high = _between(float(seconds[i2, j]), float(seconds[i2, j2]), y)
-    return _between(low, high, x)
+    low = _onward(float(seconds[i, j]), float(seconds[i, j2]), y)
+    high = _onward(float(seconds[i2, j]), float(seconds[i2, j2]), y)
+    return _onward(low, high, x)
 
 
-def _between(low: float, high: float, part: float) -> float:
-    if part > 1:
-        return high + (part - 1) * (high - low if high > low else 0.0)
-    return low * (1 - part) + high * part
+def _onward(low: float, high: float, share: float) -> float:
+    """Between two points, or beyond the second: there straight on, but level where the line falls."""
+    if share <= 1:
+        return low * (1 - share) + high * share
+    return high + max(high - low, 0.0) * (share - 1)
 
 
 def _place(points: Floats, value: float) -> tuple[int, float]:
