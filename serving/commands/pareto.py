@@ -94,7 +94,9 @@ def _spread(request: PlanRequest, points: int, progress: SearchLine) -> list[flo
     fastest = plan_front(request, [None], progress)[0]
     if isinstance(fastest, Infeasible):
         raise fastest
-    high = _latency_s(fastest)
+    # Bounds leave room for the margin.
+    margin = max(profile.spread for profile in request.profiles) if request.margin is None else request.margin
+    high = _latency_s(fastest) * (1 + margin) * (1 + 1e-9)
     outcome = plan_front(request, [high * _TIGHTEST], progress)[0]
     low = high * _TIGHTEST
     if isinstance(outcome, Infeasible):
@@ -123,12 +125,10 @@ def _latency_s(planned: Planned) -> float:
     """On the clock that the bound limits."""
     prediction, bounds = planned.plan.prediction, planned.plan.bounds
     assert prediction is not None, "a planned plan predicts"
-    margins = planned.plan.margins
     wait = bounds is not None and bounds.bound_from == "arrival" and prediction.latency_with_wait_s is not None
     latency = prediction.latency_with_wait_s if wait else prediction.latency_s
     assert latency is not None, "told apart above"
-    # A bound must leave room for the margin.
-    return latency * (1 + (margins.profile_delta if margins is not None else 0.0)) * (1 + 1e-9)
+    return latency
 
 
 def _front(request: PlanRequest, bounds: list[float | None], progress: SearchLine) -> list[FrontPoint]:

@@ -35,7 +35,7 @@ def schedule_of(setting: Setting, best: Best) -> Schedule:
         policy=best.policy,
         encode_batch=batch,
         decode_iterations=int(points.decode_iterations[0]),
-        decode_batch=min(max_rows, max(1, math.ceil(float(points.decode_batch[0]) - 1e-9))),
+        decode_batch=min(max_rows, max(1, round(float(points.decode_batch[0])))),
         max_rows=max_rows,
         stages=best.placed.stages,
         micro_batch=math.ceil(max_rows / best.decode_micro_batches),
@@ -44,8 +44,15 @@ def schedule_of(setting: Setting, best: Best) -> Schedule:
     )
 
 
-def plan_of(setting: Setting, best: Best, certificate: Certificate, runners_up: tuple[RunnerUp, ...]) -> Plan:
-    """The whole file."""
+def plan_of(
+    setting: Setting,
+    best: Best,
+    certificate: Certificate,
+    runners_up: tuple[RunnerUp, ...],
+    *,
+    with_margins: bool = True,
+) -> Plan:
+    """The whole file; `with_margins` False leaves out what takes searches of its own."""
     request = setting.request
     plan = make_plan(
         request.spec, schedule_of(setting, best), model=request.model_name, dtype=request.dtype,
@@ -63,7 +70,7 @@ def plan_of(setting: Setting, best: Best, certificate: Certificate, runners_up: 
         bounds=request.bounds,
         certificate=certificate,
         runners_up=runners_up,
-        margins=margins_of(setting, best),
+        margins=margins_of(setting, best) if with_margins else None,
     )
     return dataclasses.replace(plan, memory=_memory(setting, best, plan))
 

@@ -43,11 +43,16 @@ def plan_schedule(request: PlanRequest, progress: Progress | None = None) -> Pla
       Infeasible: none keeps every bound.
       ValueError: an input is no good.
     """
-    policies = policies_of(request.policies)
     began_s = time.monotonic()
+    return _planned(make_setting(request), progress, began_s, with_margins=True)
+
+
+def _planned(setting: Setting, progress: Progress | None, began_s: float, *, with_margins: bool) -> Planned:
+    """The best plan in this setting."""
+    request = setting.request
+    policies = policies_of(request.policies)
     deadline_s = math.inf if request.time_limit_s is None else began_s + request.time_limit_s
     tally = Tally(began_s, deadline_s)
-    setting = make_setting(request)
     report: Report = progress if progress is not None else _silent
     outcomes = {policy: SEARCHES[policy](setting, policy, tally, report) for policy in policies}
     chosen = _best(outcomes)
@@ -65,7 +70,7 @@ def plan_schedule(request: PlanRequest, progress: Progress | None = None) -> Pla
     others = tuple(
         runner_up(policy, outcome, chosen, setting) for policy, outcome in outcomes.items() if policy != chosen.policy
     )
-    plan = plan_of(setting, chosen, certificate, others)
+    plan = plan_of(setting, chosen, certificate, others, with_margins=with_margins)
     log = tuple(f"{policy}: searched {outcome.proven_over}" for policy, outcome in outcomes.items())
     return Planned(plan, time.monotonic() - began_s, tuple(tally.trace), log)
 
@@ -73,12 +78,19 @@ def plan_schedule(request: PlanRequest, progress: Progress | None = None) -> Pla
 def plan_front(
     request: PlanRequest, latency_bounds_s: Sequence[float | None], progress: Progress | None = None
 ) -> tuple[Planned | Infeasible, ...]:
-    """The best plan under each latency bound, other bounds kept."""
+    """The best plan under each latency bound, other bounds kept.
+
+    Costs, moments and shapes of phases are worked out once; margins, which take searches of their own, are left out.
+    """
+    setting = make_setting(request)
     found: list[Planned | Infeasible] = []
     for latency_s in latency_bounds_s:
-        bounds = dataclasses.replace(request.bounds, latency_s=latency_s)
+        asked = dataclasses.replace(request, bounds=dataclasses.replace(request.bounds, latency_s=latency_s))
+        kept_s = (math.inf if latency_s is None else latency_s) / (1 + setting.margin)
+        limits = dataclasses.replace(setting.limits, latency_s=kept_s)
+        under = dataclasses.replace(setting, request=asked, limits=limits)
         try:
-            found.append(plan_schedule(dataclasses.replace(request, bounds=bounds), progress))
+            found.append(_planned(under, progress, time.monotonic(), with_margins=False))
         except Infeasible as error:
             found.append(error)
     return tuple(found)
