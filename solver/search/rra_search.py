@@ -33,6 +33,8 @@ from solver.simulate.rra import evaluate_rra
 
 # Values of B_E, and of N_D, of the coarse look at a pipeline.
 _COARSE = 12
+# Share of the time left that these looks may take.
+_LOOKS = 0.25
 
 
 def search_rra(setting: Setting, tally: Tally, report: Report) -> Outcome:
@@ -52,8 +54,13 @@ def search_placements(
     A coarse look at every pipeline orders them, since most are ruled out at once by a good incumbent.
     """
     pipelines = [(placed, m_e, m_d) for placed in placements for m_e, m_d in _pairs(placed)]
-    promise = [_coarse_rps(setting, *pipeline) for pipeline in pipelines]
-    tally.evaluated += len(pipelines) * _COARSE**2
+    promise = [0.0] * len(pipelines)
+    looks_end_s = tally.left_s * (1 - _LOOKS)
+    for index, pipeline in enumerate(pipelines):
+        if tally.left_s < looks_end_s:
+            break  # what was not looked at comes last
+        promise[index] = _coarse_rps(setting, *pipeline)
+        tally.evaluated += _COARSE**2
     open_rps = 0.0
     for index in sorted(range(len(pipelines)), key=lambda i: -promise[i]):
         placed, m_e, m_d = pipelines[index]
@@ -76,13 +83,13 @@ def _pairs(placed: Placed) -> list[tuple[int, int]]:
 
 
 def _coarse_rps(setting: Setting, placed: Placed, m_e: int, m_d: int) -> float:
-    """The best of a few candidates that keep the limits; 0 where none does."""
+    """The best of a few candidates that keep the limits, bytes counted plainly; 0 where none does."""
     batches, iterations = (
         np.unique(np.round(np.geomspace(1, most, _COARSE)).astype(np.int64))
         for most in (setting.most_rows, setting.most_iterations)
     )
     grid = np.meshgrid(batches, iterations, indexing="ij")
-    points = rra_evaluator(setting, placed, m_e, m_d)(grid[0].ravel(), grid[1].ravel())
+    points = rra_evaluator(setting, placed, m_e, m_d, counted=False)(grid[0].ravel(), grid[1].ravel())
     kept = limits_of(setting, placed).kept(points)
     return float(points.throughput_rps[kept].max(initial=0.0)) * placed.copies
 
@@ -123,16 +130,17 @@ def rra_bounds(setting: Setting, placed: Placed, m_e: int, m_d: int) -> RraBound
 
 
 def rra_evaluator(
-    setting: Setting, placed: Placed, m_e: int, m_d: int, with_tpot: bool | None = None
+    setting: Setting, placed: Placed, m_e: int, m_d: int, with_tpot: bool | None = None, counted: bool = True
 ) -> Callable[[Ints, Ints], Points]:
-    """Exact predictions of candidates; `with_tpot`: None where a bound asks for it."""
+    """Exact predictions of candidates; `with_tpot`: None where a bound asks for it; `counted`: every byte."""
     if with_tpot is None:
         with_tpot = math.isfinite(setting.limits.tpot_s)
 
     def evaluate(batch: Ints, iterations: Ints) -> Points:
         return evaluate_rra(
             placed.pipeline, setting.lengths, setting.conditions, batch, iterations, m_e, m_d,
-            memory=setting.memory, padding=setting.padding, rate_rps=_rate(setting, placed), with_tpot=with_tpot,
+            memory=setting.memory if counted else None, padding=setting.padding, rate_rps=_rate(setting, placed),
+            with_tpot=with_tpot,
         )  # fmt: skip
 
     return evaluate

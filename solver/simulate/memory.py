@@ -89,7 +89,8 @@ class MemoryModel:
             layers = (layer, layer + stage.layers)
             layer = layers[1]
             layout: Layout = "slots" if paged_tokens is None else "paged"
-            found = [self._device(layers, stage, role, int(most), int(batch), layout) for most, batch in pairs.T]
+            alike = self._alike(layers)
+            found = [self._device(alike, stage, role, int(most), int(batch), layout) for most, batch in pairs.T]
             total = np.array([memory.total_bytes for memory in found], np.float64)[where]
             if paged_tokens is not None and role != "encode":
                 slots = np.array([memory.cache_bytes for memory in found], np.float64)[where]
@@ -97,6 +98,11 @@ class MemoryModel:
                 total = total - slots + paged_tokens * token
             rows.append(total)
         return np.stack(rows)
+
+    def _alike(self, layers: Layers) -> Layers:
+        """The first inner stage of as many layers: it holds what every other does where all layers are of one kind."""
+        inner = layers[0] > 0 and layers[1] < self.spec.num_layers
+        return (1, 1 + layers[1] - layers[0]) if inner and len(self.spec.layers) == 1 else layers
 
     def _device(
         self, layers: Layers, stage: PlacedStage, role: Role, max_rows: int, encode_micro_batch: int, layout: Layout
