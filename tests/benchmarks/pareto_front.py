@@ -28,10 +28,9 @@ from tests.benchmarks.provenance import provenance
 CASES = (
     ("opt-13b", "one-a100", "paper-t"),
     ("opt-13b", "one-a100", "paper-s"),
-    ("llama-3-8b", "one-h100", "sharegpt"),
-    ("opt-13b", "dgx-a100", "paper-t"),
+    ("llama-3-8b", "one-h100", "paper-c1"),
 )
-POINTS, ROUNDS, GOAL = 20, 3, 5.0
+POINTS, ROUNDS, GOAL = 20, 2, 5.0
 POLICIES = ("rra",)
 TIGHTEST = 1.02
 

@@ -81,7 +81,7 @@ def solved(
         pipeline, lengths, conditions, batch, iterations, parts, stages, memory=model, padding=padding
     )
     keeps = (points.memory_bytes <= USABLE * memory_bytes).all(axis=0) & (points.throughput_rps > 0)
-    # A plan states rows of a micro-batch; only where those give the number of parts again can it be told what was meant.
+    # A plan states rows of a micro-batch: only where those give the number of parts again is it told what was meant.
     peaks = np.ceil(np.minimum(points.decode_batch, points.max_rows))
     keeps &= np.ceil(peaks / np.ceil(peaks / stages)) == stages
     keeps &= np.ceil(batch / np.ceil(batch / parts)) == parts
