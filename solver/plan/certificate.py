@@ -29,6 +29,7 @@ class Certificate:
       nodes: boxes of (B_E, N_D) and placement problems that were opened.
       evaluated: candidates that were evaluated exactly.
       ended: "proven": gap <= allowed_gap; else which limit came first. A time limit may give another plan next time.
+      scope: for people: what was searched, policy by policy; the bound speaks of nothing else.
     """
 
     objective_rps: float
@@ -38,6 +39,7 @@ class Certificate:
     nodes: int
     evaluated: int
     ended: Ended
+    scope: str = ""
 
     def __post_init__(self) -> None:
         if not self.objective_rps > 0:
@@ -56,13 +58,20 @@ class Certificate:
 
     @classmethod
     def of(
-        cls, objective_rps: float, best_bound_rps: float, allowed_gap: float, nodes: int, evaluated: int, limit: Ended
+        cls,
+        objective_rps: float,
+        best_bound_rps: float,
+        allowed_gap: float,
+        nodes: int,
+        evaluated: int,
+        limit: Ended,
+        scope: str = "",
     ) -> Certificate:
         """Works out the gap. `limit` says what ended the search if it ended short of `allowed_gap`."""
         bound = max(best_bound_rps, objective_rps)
         gap = bound / objective_rps - 1
         ended: Ended = "proven" if gap <= allowed_gap + _RELATIVE else limit
-        return cls(objective_rps, bound, gap, allowed_gap, nodes, evaluated, ended)
+        return cls(objective_rps, bound, gap, allowed_gap, nodes, evaluated, ended, scope)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,7 +144,8 @@ def proof(plan: Plan) -> str:
     work = f"{found.nodes} nodes, {found.evaluated} candidates evaluated"
     if found.ended == "proven":
         what = "no better plan exists" if found.gap == 0 else f"no plan is more than {found.gap:.3%} better"
-        return f"{what} in this model of the devices ({work})"
+        among = f" among what was searched ({found.scope})" if found.scope else ""
+        return f"{what}{among}, in this model of the devices ({work})"
     return (
         f"{found.ended}: a better plan, if there is one, reaches at most {found.best_bound_rps:.4g} requests a second, "
         f"{found.gap:.2%} more ({work})"

@@ -181,7 +181,10 @@ def _worst_mark(best: Best) -> MarkName:
 
 
 def _memory(setting: Setting, best: Best, plan: Plan) -> tuple[StageMemory, ...]:
-    """Bytes per device of every stage; the cache of pages takes what the candidate's tokens take."""
+    """Bytes per device of every stage, in all what the search counted for the candidate.
+
+    Weights and slots are counted by the plan's own schedule; pages take what tokens take, temporaries the rest.
+    """
     request = setting.request
     table = memory_table(
         request.spec, plan.schedule, plan.buckets, request.dtype, request.cache_dtype, request.cache_layout
@@ -190,18 +193,24 @@ def _memory(setting: Setting, best: Best, plan: Plan) -> tuple[StageMemory, ...]
     for index, stage in enumerate(plan.schedule.stages):
         memory = next(each for each in table if each.stage == index)
         kind = best.placed.kinds[index]
-        temporary = memory.temporary_bytes + memory.counts_bytes
-        rest = memory.weights_bytes + memory.payload_bytes + temporary
+        total = math.ceil(float(best.points.memory_bytes[index, 0]))
+        temporary, payload = memory.temporary_bytes + memory.counts_bytes, memory.payload_bytes
         cache = memory.cache_bytes
         if request.cache_layout == "paged" and stage.role != "encode":
-            cache = max(0, math.ceil(float(best.points.memory_bytes[index, 0])) - rest)
+            cache = max(0, total - memory.weights_bytes - payload - temporary)
+        payload = max(0, min(payload, total - memory.weights_bytes - cache))
         found.append(
             StageMemory(
-                stage=index, device_kind=kind, weights_bytes=memory.weights_bytes, cache_bytes=cache,
-                payload_bytes=memory.payload_bytes, temporary_bytes=temporary,
-                capacity_bytes=setting.cluster.kind(kind).memory_bytes, usable_bytes=int(setting.usable_bytes(kind)),
+                stage=index,
+                device_kind=kind,
+                weights_bytes=memory.weights_bytes,
+                cache_bytes=cache,
+                payload_bytes=payload,
+                temporary_bytes=max(0, total - memory.weights_bytes - cache - payload),
+                capacity_bytes=setting.cluster.kind(kind).memory_bytes,
+                usable_bytes=int(setting.usable_bytes(kind)),
             )
-        )  # fmt: skip
+        )
     return tuple(found)
 
 

@@ -25,8 +25,9 @@ from solver.simulate.continuous import evaluate_chunked, evaluate_iteration
 from solver.simulate.points import Points
 from solver.simulate.static import evaluate_static
 
-# Token budgets of chunked are tried up to here; beyond, an iteration takes seconds on any device.
-_MOST_BUDGET = 32768
+# Token budgets of chunked: a chunk of fewer tokens costs its reading of the weights, which formulas that are linear in
+# tokens do not show; beyond the most, an iteration takes seconds on any device.
+_LEAST_BUDGET, _MOST_BUDGET = 64, 32768
 # Values of the first and the second setting on the coarse grid, and on a finer one.
 _COARSE, _FINE = (20, 12), (16, 12)
 # Pipelines that are refined: within this share of the best, so many at most; around so many of their best settings.
@@ -103,16 +104,16 @@ class _Sweep:
     def __init__(self, setting: Setting, policy: str, tally: Tally) -> None:
         self._setting, self._policy, self._tally = setting, policy, tally
         rows = setting.most_rows
-        self._most = {
-            "static": (rows, setting.most_iterations),
-            "dsi": (rows, setting.most_iterations),
-            "iteration": (rows,),
-            "chunked": (_MOST_BUDGET, rows),
+        self._ranges = {
+            "static": ((1, rows), (1, setting.most_iterations)),
+            "dsi": ((1, rows), (1, setting.most_iterations)),
+            "iteration": ((1, rows),),
+            "chunked": ((_LEAST_BUDGET, _MOST_BUDGET), (1, rows)),
         }[policy]
         self.looked = 0
 
     def coarse(self) -> Grid:
-        return tuple(_geometric(1, most, count) for most, count in zip(self._most, _COARSE, strict=False))
+        return tuple(_geometric(*ends, count) for ends, count in zip(self._ranges, _COARSE, strict=False))
 
     def look(self, line: _Line, grid: Grid) -> tuple[list[_Setting], _Setting | None]:
         """The few best settings of a grid that keep the limits; without any, the nearest one.

@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from solver.plan.certificate import Certificate, Ended
 from solver.plan.schedule import Policy
 from solver.search.assemble import plan_of, policies_of, runner_up
+from solver.search.baseline_search import search_baseline
 from solver.search.infeasible import Relaxed
 from solver.search.outcome import Best, Outcome, Report, Tally
 from solver.search.request import Infeasible, Planned, PlanRequest, Progress
 from solver.search.rra_search import search_rra, why_not_rra
 from solver.search.setting import Setting, make_setting
 from solver.search.uniform import Placed
+from solver.search.waa_search import search_waa
 
 __all__ = ["Infeasible", "PlanRequest", "Planned", "Progress", "plan_front", "plan_schedule"]
 
@@ -33,6 +35,8 @@ def _search_rra(setting: Setting, policy: Policy, tally: Tally, report: Report) 
 
 SEARCHES: Mapping[Policy, Search] = {
     "rra": _search_rra,
+    **dict.fromkeys(("waa-c", "waa-m", "waa", "disaggregated"), search_waa),
+    **dict.fromkeys(("static", "dsi", "iteration", "chunked"), search_baseline),
 }
 
 
@@ -66,6 +70,7 @@ def _planned(setting: Setting, progress: Progress | None, began_s: float, *, wit
         nodes=tally.nodes,
         evaluated=tally.evaluated,
         limit=limit,
+        scope="; ".join(f"{policy}: {outcome.proven_over or 'nothing'}" for policy, outcome in outcomes.items()),
     )
     others = tuple(
         runner_up(policy, outcome, chosen, setting) for policy, outcome in outcomes.items() if policy != chosen.policy

@@ -43,7 +43,7 @@ def search_rra(setting: Setting, tally: Tally, report: Report) -> Outcome:
     if sum(pool.devices for pool in setting.pools) > 1:
         best = _improve(setting, tally, best, report)
         bound_rps = max(bound_rps, _bound_families(setting, tally, best, report))
-    return Outcome(best, max(bound_rps, best.rps if best else 0.0), "all placements, B_E and N_D")
+    return Outcome(best, max(bound_rps, best.rps if best else 0.0), "all placements, B_E, N_D")
 
 
 def search_placements(

@@ -169,7 +169,8 @@ def evaluate_chunked(
     rows, prompt_tokens, room = (np.where(beyond, 1.0, column) for column in (rows, prompt_tokens, room))
     pieces = parts.astype(np.float64)
     encode = _prompts_s(pipeline, prompt_tokens / mean_input / pieces, fused and padding is None)
-    decode = _rows_s(pipeline, lengths, rows / pieces, -(-caps // parts), padding) + pipeline.phase_s
+    # A micro-batch of prompt tokens alone reads all weights, too: it costs a row at least.
+    decode = _rows_s(pipeline, lengths, np.maximum(rows / pieces, 1.0), -(-caps // parts), padding) + pipeline.phase_s
     encode, decode = _shared(pipeline, encode, decode, pieces)
     iteration = encode + decode
     throughput = rows / (mean_decode * iteration)
