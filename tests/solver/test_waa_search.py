@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from solver.plan.schedule import Policy, Role
 from solver.search.layout import level_between
 from solver.search.limits import Limits
 from solver.search.outcome import Outcome, Tally
@@ -26,9 +27,9 @@ from tests.solver import planner_cases, search_cases
 MOST_ROWS = search_cases.MOST_ROWS
 
 
-def run(setting: Setting, policy: str, seconds: float = 60.0) -> Outcome:
+def run(setting: Setting, policy: Policy, seconds: float = 60.0) -> Outcome:
     now = time.monotonic()
-    return search_waa(setting, policy, Tally(now, now + seconds), lambda *_: None)  # type: ignore[arg-type]
+    return search_waa(setting, policy, Tally(now, now + seconds), lambda *_: None)
 
 
 def every_split(setting: Setting, replicated: bool) -> Iterator[tuple[int, Split, int, tuple[float, ...]]]:
@@ -38,6 +39,7 @@ def every_split(setting: Setting, replicated: bool) -> Iterator[tuple[int, Split
     for copies in (c for c in range(1, devices + 1) if devices % c == 0):
         size = devices // copies
         for encoding in range(1, size):
+            halves: tuple[tuple[Role, int, int], ...] = (("encode", 0, encoding), ("decode", encoding, size - encoding))
             sides = [
                 [
                     (replicas, placed_on(setting, groups, pool.kind, role))
@@ -48,7 +50,7 @@ def every_split(setting: Setting, replicated: bool) -> Iterator[tuple[int, Split
                         [tuple(range(first + i, first + i + tensor)) for i in range(0, count // replicas, tensor)]
                     ]
                 ]
-                for role, first, count in (("encode", 0, encoding), ("decode", encoding, size - encoding))
+                for role, first, count in halves
             ]
             for (r_e, encode), (r_d, decode) in itertools.product(*sides):
                 split = Split(encode.pipeline, decode.pipeline, setting.cluster.island, r_e, r_d)
@@ -75,7 +77,8 @@ def test_equals_looking_at_everything() -> None:
     for seed in range(60 if FULL else 6):
         setting = search_cases.small_setting(seed)
         assert setting.most_rows == MOST_ROWS
-        for policy in ("waa", "disaggregated") if seed % 2 else ("waa",):
+        policies: tuple[Policy, ...] = ("waa", "disaggregated") if seed % 2 else ("waa",)
+        for policy in policies:
             best = brute_rps(setting, policy == "disaggregated")
             outcome = run(setting, policy)
             if outcome.best is None:
@@ -117,7 +120,8 @@ def test_rules_split_no_better_than_the_free_search() -> None:
         setting = search_cases.small_setting(seed, loose=True)
         free = run(setting, "waa").best
         assert free is not None
-        for policy in ("waa-c", "waa-m"):
+        ruled_policies: tuple[Policy, ...] = ("waa-c", "waa-m")
+        for policy in ruled_policies:
             ruled = run(setting, policy).best
             assert ruled is None or ruled.rps <= free.rps * (1 + 1e-9)
 
