@@ -7,6 +7,7 @@ stages. Devices are numbered island by island, host by host, in the order of the
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import numpy as np
@@ -109,6 +110,10 @@ class Cluster:
 
     def devices(self) -> tuple[Device, ...]:
         """Every device, in order."""
+        return self._devices
+
+    @functools.cached_property
+    def _devices(self) -> tuple[Device, ...]:
         found: list[Device] = []
         island = host = 0
         for group in self.groups:
