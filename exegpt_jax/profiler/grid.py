@@ -17,11 +17,9 @@ import numpy as np
 from solver.facts.model_spec import LayerKind, LayerRun, ModelSpec
 from solver.facts.workload import Floats
 from solver.plan.buckets import ladder
-from solver.plan.plan import make_buckets
+from solver.plan.plan import CALL_TOKENS, make_buckets
 from solver.plan.schedule import Schedule, StageSpec
 
-# Prompt tokens of one encode call at most: the engine splits larger batches (`exegpt_jax.runner.build`).
-CALL_TOKENS = 8192
 # From so many rows on there is a point between two powers of two.
 _HALVES_FROM = 4
 

@@ -28,15 +28,13 @@ from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.facts.tensor_degree import check_tensor
 from solver.plan.memory import DeviceMemory, memory_table, out_of_memory, rows_that_fit
-from solver.plan.plan import LARGEST_CHUNK_TOKENS, Plan, make_plan
+from solver.plan.plan import Plan, encode_call_rows, make_plan
 from solver.plan.schedule import EXECUTED_POLICIES, Policy, Schedule, StageSpec
 
 Say = Callable[[str], None]
 
 _MOST_CACHE_TOKENS = 2048
 _MOST_ROWS_CPU, _MOST_ROWS = 32, 256
-# Prompt tokens of one encode call at most, so that its activations stay small beside the cache.
-_CALL_TOKENS = 8192
 _STATIC_ITERATIONS = 32
 # Rows of the largest encode call where a policy refills before every iteration.
 _REFILL_BATCH = 8
@@ -172,7 +170,7 @@ def _with_rows(
             encode_batch=min(schedule.encode_batch, rows),
             decode_batch=min(schedule.decode_batch, rows),
             # Whatever B_E is chosen, no call will be larger.
-            encode_micro_batch=_micro_batch(rows, plan_of(schedule).max_prompt_tokens),
+            encode_micro_batch=encode_call_rows(rows, plan_of(schedule).max_prompt_tokens),
         )
 
     def memory_of(rows: int) -> tuple[DeviceMemory, ...]:
@@ -250,13 +248,8 @@ def _chosen(
         decode_iterations=iterations,
         decode_batch=decode_batch or schedule.max_rows,
         micro_batch=schedule.max_rows,
-        encode_micro_batch=_micro_batch(min(batch, schedule.max_rows), plan_of(schedule).max_prompt_tokens),
+        encode_micro_batch=encode_call_rows(min(batch, schedule.max_rows), plan_of(schedule).max_prompt_tokens),
     )
-
-
-def _micro_batch(encode_batch: int, max_prompt_tokens: int) -> int:
-    """Rows of one encode call: the whole batch, unless its activations would be large."""
-    return min(encode_batch, max(1, _CALL_TOKENS // min(max_prompt_tokens, LARGEST_CHUNK_TOKENS)))
 
 
 def _warm(stage: Stage, plan: Plan, memory: tuple[DeviceMemory, ...], say: Say) -> Assembled:

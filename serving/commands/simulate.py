@@ -24,6 +24,7 @@ from solver.plan.plan import Plan
 from solver.report.charts import Pair, pair_chart, plan_charts, timeline_chart, write_report
 from solver.simulate.events import simulate
 from solver.simulate.events_arrivals import Demand, arriving, replay, saturated
+from solver.simulate.events_lengths import BatchSource
 from solver.simulate.events_outcome import Outcome
 from solver.simulate.from_plan import conditions_of, machines_of
 
@@ -57,6 +58,10 @@ def main(argv: list[str]) -> int:
     outputs.check_target("report", FLAGS.report, (".html", ".svg"))
     facts = planning.inputs_for(plan, FLAGS, unchanged=False)
     demand = _demand(plan, facts.workload)
+    # Programs of compiled shapes cost what the very batch is rounded up to.
+    padded = any(profile.padded for profile in facts.profiles)
+    by_kind = {profile.device_kind: profile for profile in facts.profiles}
+    source = BatchSource(by_kind, facts.spec, facts.cluster, plan.buckets)
     began_s = time.monotonic()
     with Display() as display, display.working(f"simulating {len(demand)} requests"):
         outcome = simulate(
@@ -67,6 +72,8 @@ def main(argv: list[str]) -> int:
             first_token=facts.spec.first_token,
             corrected=FLAGS.corrected,
             replicas=plan.replicas,
+            fused=not padded,
+            source=source if padded else None,
         )
     seconds = time.monotonic() - began_s
     pairs = compared(plan, outcome)

@@ -23,6 +23,8 @@ __all__ = ["Plan", "Prediction", "from_json", "make_buckets", "make_plan"]
 SCHEMA_VERSION = 1
 # Tokens of one prompt in one encode call; longer prompts are encoded in chunks of this.
 LARGEST_CHUNK_TOKENS = 512
+# Prompt tokens of one encode call at most, so that its activations stay small beside the cache.
+CALL_TOKENS = 8192
 _SMALLEST_PROMPT_TOKENS = 16
 _SMALLEST_CACHE_TOKENS = 64
 _PROMPT_RUNGS = 4
@@ -144,6 +146,11 @@ def make_plan(
         schedule=schedule,
         buckets=make_buckets(schedule, cache_tokens, longest_prompt),
     )
+
+
+def encode_call_rows(encode_batch: int, max_prompt_tokens: int) -> int:
+    """Rows of one encode call: the whole batch, unless its activations would be large."""
+    return min(encode_batch, max(1, CALL_TOKENS // min(max_prompt_tokens, LARGEST_CHUNK_TOKENS)))
 
 
 def make_buckets(schedule: Schedule, cache_tokens: int, max_prompt_tokens: int) -> Buckets:

@@ -11,7 +11,7 @@ from solver.plan.bounds import Clock
 from solver.plan.certificate import Certificate, Killer, RunnerUp
 from solver.plan.inputs import inputs_of
 from solver.plan.memory import memory_table
-from solver.plan.plan import Plan, make_plan
+from solver.plan.plan import Plan, encode_call_rows, make_plan
 from solver.plan.prediction import MarkName, Prediction, StageMemory, StagePrediction
 from solver.plan.schedule import POLICIES, Policy, Schedule
 from solver.search.margins import margins_of
@@ -19,7 +19,6 @@ from solver.search.outcome import Best, Outcome
 from solver.search.rra_search import rra_evaluator
 from solver.search.setting import Setting
 from solver.simulate.lengths import residents
-from solver.simulate.padding import encode_call_rows
 from solver.simulate.points import Points
 
 
@@ -30,15 +29,16 @@ def schedule_of(setting: Setting, best: Best) -> Schedule:
     encode_micro = math.ceil(batch / best.encode_micro_batches)
     if setting.padding is not None:
         encode_micro = encode_call_rows(encode_micro, setting.padding.max_prompt_tokens)
-    max_rows = max(max_rows, batch)
+    max_rows, parts = max(max_rows, batch), best.decode_micro_batches
+    decode_batch = min(max_rows, max(1, round(float(points.decode_batch[0]))))
     return Schedule(
         policy=best.policy,
         encode_batch=batch,
         decode_iterations=int(points.decode_iterations[0]),
-        decode_batch=min(max_rows, max(1, round(float(points.decode_batch[0])))),
+        decode_batch=decode_batch,
         max_rows=max_rows,
         stages=best.placed.stages,
-        micro_batch=math.ceil(max_rows / best.decode_micro_batches),
+        micro_batch=max_rows if parts == 1 else math.ceil(decode_batch / parts),
         encode_micro_batch=encode_micro,
         token_budget=best.token_budget,
     )

@@ -16,12 +16,10 @@ import numpy as np
 from solver.facts.workload import Floats, Ints
 from solver.plan.buckets import Buckets, attended_tokens
 from solver.plan.packing import pack
-from solver.plan.plan import LARGEST_CHUNK_TOKENS, make_buckets
+from solver.plan.plan import encode_call_rows, make_buckets
 from solver.plan.schedule import Schedule, StageSpec
 from solver.simulate.lengths import Lengths
 
-# Prompt tokens of one encode call at most, so that its activations stay small beside the cache.
-CALL_TOKENS = 8192
 # The most rungs that a ladder of decode rows has.
 _ROW_RUNGS = 5
 # Calls that are less probable are left out.
@@ -52,11 +50,6 @@ class Padding:
     @property
     def cache_rungs(self) -> tuple[int, ...]:
         return self.buckets(1, 1).cache_tokens
-
-
-def encode_call_rows(encode_batch: int, max_prompt_tokens: int) -> int:
-    """Rows of one encode call: the whole batch, unless its activations would be large."""
-    return min(encode_batch, max(1, CALL_TOKENS // min(max_prompt_tokens, LARGEST_CHUNK_TOKENS)))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver.facts.workload import Floats, Ints
+from solver.plan.plan import encode_call_rows
 from solver.simulate.costs import Pipeline
 from solver.simulate.iteration import encode_phase_s, iterations_s
 from solver.simulate.latency import percentiles
 from solver.simulate.lengths import Lengths, Residents, residents
 from solver.simulate.memory import MemoryModel, candidate_bytes
-from solver.simulate.padding import Padding, decode_mixture, encode_call_rows
+from solver.simulate.padding import Padding, decode_mixture
 from solver.simulate.points import Conditions, Points, refuse
 from solver.simulate.quantiles import normal_quantile, occupancy, resident_quantile
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from exegpt_jax.profiler import measure
-from exegpt_jax.profiler.grid import CALL_TOKENS, Limits, Point, axes_of, points_of, short_specs
+from exegpt_jax.profiler.grid import Limits, Point, axes_of, points_of, short_specs
 from exegpt_jax.profiler.journal import Journal
 from exegpt_jax.profiler.measure import Wishes, profile_model
 from exegpt_jax.profiler.probe import Probe, Sample, shorten
@@ -26,7 +26,7 @@ from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import LayerKind, LayerRun, ModelSpec
 from solver.facts.profile import Mark, Profile
 from solver.facts.profile_file import check_fits, read_profile, to_text
-from solver.plan.plan import make_buckets
+from solver.plan.plan import CALL_TOKENS, make_buckets
 from solver.plan.schedule import Schedule, StageSpec
 from tests.exegpt_jax.tiny_models import spec_of, stage_spec, write_model
 

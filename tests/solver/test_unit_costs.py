@@ -11,13 +11,13 @@ from solver.facts.model_spec import LayerRun
 from solver.facts.profile import Mark, Profile, Table
 from solver.plan.memory import memory_table
 from solver.plan.packing import pack
-from solver.plan.plan import make_buckets
+from solver.plan.plan import encode_call_rows, make_buckets
 from solver.plan.schedule import Schedule, StageSpec
 from solver.simulate.continuous import evaluate_chunked, evaluate_iteration
 from solver.simulate.costs import Pipeline, PlacedStage
 from solver.simulate.lengths import lengths_of
 from solver.simulate.memory import MemoryModel
-from solver.simulate.padding import Padding, decode_mixture, encode_call_rows, encode_calls, reach_shares
+from solver.simulate.padding import Padding, decode_mixture, encode_calls, reach_shares
 from solver.simulate.points import Conditions
 from solver.simulate.rra import evaluate_rra
 from solver.simulate.static import evaluate_static
