@@ -32,7 +32,7 @@ from solver.simulate.points import Points
 from solver.simulate.rra import evaluate_rra
 
 # Values of B_E, and of N_D, of the coarse look at a pipeline.
-_COARSE = 12
+_COARSE = 8
 # Share of the time left that these looks may take.
 _LOOKS = 0.25
 
@@ -56,10 +56,11 @@ def search_placements(
     pipelines = [(placed, m_e, m_d) for placed in placements for m_e, m_d in _pairs(placed)]
     promise = [0.0] * len(pipelines)
     looks_end_s = tally.left_s * (1 - _LOOKS)
-    for index, pipeline in enumerate(pipelines):
+    # Short pipelines first, since a look at them costs least; what was not looked at comes last.
+    for index in sorted(range(len(pipelines)), key=lambda i: len(pipelines[i][0].stages)):
         if tally.left_s < looks_end_s:
-            break  # what was not looked at comes last
-        promise[index] = _coarse_rps(setting, *pipeline)
+            break
+        promise[index] = _coarse_rps(setting, *pipelines[index])
         tally.evaluated += _COARSE**2
     open_rps = 0.0
     for index in sorted(range(len(pipelines)), key=lambda i: -promise[i]):
