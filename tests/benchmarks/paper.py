@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--gap", type=float, default=0.01)
     parser.add_argument("--budget_s", type=float, default=1e9, help="no case is started after so many seconds")
     parser.add_argument("--output", type=pathlib.Path, help="stem of the results files; standard output without")
+    parser.add_argument("--merge", action="store_true", help="cases of this run replace those of the output's JSON")
     parser.add_argument("--render", action="store_true", help="table and chart again from the output's JSON")
     args = parser.parse_args()
     if args.render:
@@ -129,10 +130,31 @@ def main() -> None:
         "skipped": skipped,
         "refused": refused(args.gap),
     }
+    if args.output and args.merge:
+        report = merged(json.loads(args.output.with_suffix(".json").read_text()), report)
     if args.output:
         args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         write(report, args.output)
     print(markdown_of(report))
+
+
+def merged(old: dict, new: dict) -> dict:
+    """The old report with the new one's cases in place of its own; both commands are named."""
+    done = {case_of(row) for row in new["scenarios"]}
+    rows = [row for row in old["scenarios"] if case_of(row) not in done] + new["scenarios"]
+    order = [Case(*system, task) for task in TASKS for system in SYSTEMS]
+    return {
+        **old,
+        "command": f"{old['command']} && {new['command']} --merge",
+        "load": f"{old['load']}; {new['load']}",
+        "seconds": old["seconds"] + new["seconds"],
+        "scenarios": sorted(rows, key=lambda row: order.index(case_of(row))),
+        "skipped": [line for line in old["skipped"] if not any(line.startswith(case.name + ":") for case in done)],
+    }
+
+
+def case_of(row: dict) -> Case:
+    return Case(row["model"], row["cluster"], row["devices"], row["task"])
 
 
 def write(report: dict, output: pathlib.Path) -> None:
