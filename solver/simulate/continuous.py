@@ -168,7 +168,7 @@ def evaluate_chunked(
     beyond = (room < 1) | (most > pipeline.most_rows * parts) | (prompt_tokens / mean_input > pipeline.most_rows)
     rows, prompt_tokens, room = (np.where(beyond, 1.0, column) for column in (rows, prompt_tokens, room))
     pieces = parts.astype(np.float64)
-    encode = _prompts_s(pipeline, prompt_tokens / mean_input / pieces, fused and padding is None)
+    encode = _prompts_s(pipeline, lengths, prompt_tokens / mean_input / pieces, fused and padding is None)
     # A micro-batch of prompt tokens alone reads all weights, too: it costs a row at least.
     decode = _rows_s(pipeline, lengths, np.maximum(rows / pieces, 1.0), -(-caps // parts), padding) + pipeline.phase_s
     encode, decode = _shared(pipeline, encode, decode, pieces)
@@ -214,13 +214,21 @@ def evaluate_chunked(
     return refuse(points, beyond)
 
 
-def _prompts_s(pipeline: Pipeline, prompts: Floats, fused: bool) -> Floats:
-    """float64 [stages, P]: what so many prompts add to a micro-batch."""
+def _prompts_s(pipeline: Pipeline, lengths: Lengths, prompts: Floats, fused: bool) -> Floats:
+    """float64 [stages, P]: what so many prompts add to a micro-batch.
+
+    The fixed part is read off where the profile is: batches of so few prompts that their like of equal lengths has less
+    than one row are tabulated as that one long row, which is no line to find an intercept with.
+    """
     encode = pipeline.encode_s(prompts)
     if not fused:
         return encode
-    one, two = (pipeline.encode_s(np.array([count])) for count in (1.0, min(2.0, pipeline.most_rows)))
-    return np.maximum(encode - np.minimum(prompts, 1.0) * np.maximum(2 * one - two, 0.0), 0.0)
+    count = float(np.ceil(lengths.mean_input2 / max(lengths.mean_input, 1e-300) ** 2))
+    if 2 * count > pipeline.most_rows:
+        return encode
+    one, two = (pipeline.encode_s(np.array([size])) for size in (count, 2 * count))
+    fixed = np.maximum(2 * one - two, 0.0)
+    return np.where(prompts < count, prompts / count * (one - fixed), np.maximum(encode - fixed, 0.0))
 
 
 def _rows_s(pipeline: Pipeline, lengths: Lengths, rows: Floats, most: Ints, padding: Padding | None) -> Floats:
