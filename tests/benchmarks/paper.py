@@ -15,10 +15,13 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import pathlib
 import time
 
+from solver.plan.schedule import Policy
+from solver.search.limits import Limits
 from tests.benchmarks.paper_cases import (
     BASELINES,
     BOUNDS,
@@ -106,10 +109,14 @@ def main() -> None:
     parser.add_argument("--budget_s", type=float, default=1e9, help="no case is started after so many seconds")
     parser.add_argument("--output", type=pathlib.Path, help="stem of the results files; standard output without")
     parser.add_argument("--merge", action="store_true", help="cases of this run replace those of the output's JSON")
+    parser.add_argument("--again", choices=BASELINES, help="this baseline alone, for all rows of the output's JSON")
     parser.add_argument("--render", action="store_true", help="table and chart again from the output's JSON")
     args = parser.parse_args()
     if args.render:
         write(json.loads(args.output.with_suffix(".json").read_text()), args.output)
+        return
+    if args.again:
+        again(args.output, args.again, args.time_limit_s)
         return
     options = Options(args.time_limit_s, args.gap, BASELINES)
     began_s = time.monotonic()
@@ -155,6 +162,22 @@ def merged(old: dict, new: dict) -> dict:
 
 def case_of(row: dict) -> Case:
     return Case(row["model"], row["cluster"], row["devices"], row["task"])
+
+
+def again(output: pathlib.Path, policy: Policy, time_limit_s: float) -> None:
+    """Searches one baseline anew at every bound of a report."""
+    report = json.loads(output.with_suffix(".json").read_text())
+    for case in dict.fromkeys(map(case_of, report["scenarios"])):
+        rows = [row for row in report["scenarios"] if case_of(row) == case]
+        setting = setting_of(case, report["gap"])
+        for row in rows:
+            bound_s = math.inf if row["bound_s"] is None else row["bound_s"]
+            limited = dataclasses.replace(setting, limits=Limits(latency_s=bound_s))
+            row[policy] = timed(limited, searches(Options(0.0, 0.0))[policy], time_limit_s)
+        carried(rows)
+    report["command"] += f" && python -m tests.benchmarks.paper --again={policy} --time_limit_s={time_limit_s}"
+    output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    write(report, output)
 
 
 def write(report: dict, output: pathlib.Path) -> None:

@@ -158,6 +158,9 @@ def charts_of(report: dict) -> str:
                 axes.plot(x, y, marker, color=colour, ms=5, alpha=0.7, label=f"over {BASELINE_NAMES[baseline]}")
         axes.axvline(1, color="black", lw=1)
         axes.set_xscale("log")
+        ticks = (0.25, 0.5, 1, 2, 4, 8)
+        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axes.minorticks_off()
         axes.set_yticks(
             range(len(systems)),
             [f"{m}\n{n} {c.removeprefix('paper-').split('-')[0].upper()}" for m, c, n in systems],
