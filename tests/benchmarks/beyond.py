@@ -120,8 +120,10 @@ def markdown_of(report: dict) -> str:
         "\n".join(f"- {line}" for line in _remains(report["traces"])),
     ]
     parts += [
-        "- One prompt alone is costed as one of the mean squared over the mean length (1.9 times the mean on azure-code, "
-        "1.8 on sharegpt), since profiles have no fewer rows than one: too much for the few prompts that an iteration of "
+        "- One prompt alone is costed as one of the mean squared over the mean length (1.9 times the mean on "
+        "azure-code, "
+        "1.8 on sharegpt), since profiles have no fewer rows than one: too much for the few prompts that an iteration "
+        "of "
         "`iteration` brings, and for plans of B_E = 1."
     ]
     if report["refused"]:

@@ -33,7 +33,9 @@ from tests.benchmarks.paper_cases import (
     bounds_of,
     ladder,
     run_case,
+    searches,
     setting_of,
+    timed,
 )  # fmt: skip
 from tests.benchmarks.paper_gains import gap_of
 from tests.benchmarks.paper_report import charts_of, markdown_of
