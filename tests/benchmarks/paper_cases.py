@@ -130,11 +130,11 @@ def ladder(setting: Setting) -> tuple[Placed, Floats]:
         batches = np.arange(BATCH_STEP, setting.most_rows * parts + 1, BATCH_STEP)
         for first in range(0, len(batches), size):
             some = batches[first : first + size]
-            plain = _static(setting, placed, some, parts, counted=False)
+            plain = static_points(setting, placed, some, parts, counted=False)
             some = some[(plain.memory_bytes <= capacity).all(axis=0)]
             if not some.size:
                 break  # bytes grow with the batch
-            points = _static(setting, placed, some, parts, counted=True)
+            points = static_points(setting, placed, some, parts, counted=True)
             fits = (points.memory_bytes <= capacity).all(axis=0)
             columns = (some, np.full(len(some), parts), points.latency_s, points.throughput_rps)
             found.append(np.stack(columns, axis=1)[fits])
@@ -144,7 +144,8 @@ def ladder(setting: Setting) -> tuple[Placed, Floats]:
     return placed, rows[np.lexsort((rows[:, 1], rows[:, 0]))]
 
 
-def _static(setting: Setting, placed: Placed, batches: Ints, parts: int, counted: bool) -> Points:
+def static_points(setting: Setting, placed: Placed, batches: Ints, parts: int, counted: bool) -> Points:
+    """Static batching without a barrier; `counted`: every byte of this repository's engine, else weights and cache."""
     return evaluate_static(
         placed.pipeline, setting.lengths, setting.conditions, batches, 1, parts, parts,
         memory=setting.memory if counted else None, seamless=True, with_tpot=False,

@@ -14,7 +14,16 @@ from solver.search.setting import Setting
 from solver.search.uniform import place, placed_on
 from solver.simulate.rra import evaluate_rra
 from solver.simulate.waa import Split, evaluate_waa
-from tests.benchmarks.paper_cases import TABLE6, Case, Options, run_case, setting_of
+from tests.benchmarks.paper_cases import (
+    BATCH_STEP,
+    PERCENTILES,
+    TABLE6,
+    Case,
+    Options,
+    run_case,
+    setting_of,
+    static_points,
+)  # fmt: skip
 
 CASE = Case("opt-13b", "paper-a40-48", 4, "paper-s")
 
@@ -73,3 +82,14 @@ def _waa(setting: Setting, batch: int, tensor: int, bound_s: float) -> dict[str,
         "iteration_s": float(points.decode_phase_s[at]) / int(points.decode_iterations[at]),
         "decode_rows": float(points.decode_batch[at]),
     }  # fmt: skip
+
+
+def plain_bounds(gap: float) -> tuple[int, list[float]]:
+    """Static batching's largest batch and latency percentiles, were weights and cache all that took memory."""
+    setting = setting_of(CASE, gap)
+    placed = place(setting, setting.pools[0], CASE.devices, "both")
+    assert placed is not None
+    batches = np.arange(BATCH_STEP, setting.most_rows + 1, BATCH_STEP)
+    points = static_points(setting, placed, batches, 1, counted=False)
+    fits = (points.memory_bytes <= np.array(placed.usable_bytes(setting))[:, None]).all(axis=0)
+    return int(batches[fits][-1]), [float(np.percentile(points.latency_s[fits], p)) for p in PERCENTILES]
