@@ -8,6 +8,7 @@ the Python modules live in `serving.proto`, so their imports are rewritten.
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +21,11 @@ _OWN_IMPORT = re.compile(r"^from (exegpt[.\w]*) import", re.MULTILINE)
 
 def generate(into: Path) -> tuple[Path, ...]:
     """Writes the code of every proto below `into` and returns the files' paths relative to it."""
-    # Development only: the compiler is no run-time dependency.
-    from grpc_tools import protoc
-
+    # In a process of its own: its protobuf library and that of OR-Tools abort a process that loads both. Development
+    # only: the compiler is no run-time dependency.
     outputs = [f"--{kind}_out={into}" for kind in ("python", "pyi", "grpc_python")]
-    if protoc.main(["protoc", f"--proto_path={ROOT}", *outputs, *PROTOS]) != 0:
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={ROOT}", *outputs, *PROTOS]
+    if subprocess.run(command, check=False).returncode != 0:
         raise ValueError(f"protos: {', '.join(PROTOS)} do not compile; see the lines above")
     files = tuple(Path(proto.removesuffix(".proto") + suffix) for proto in PROTOS for suffix in SUFFIXES)
     for file in files:
