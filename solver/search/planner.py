@@ -16,6 +16,7 @@ from solver.plan.certificate import Certificate, Ended
 from solver.plan.schedule import Policy
 from solver.search.assemble import plan_of, policies_of, runner_up
 from solver.search.baseline_search import search_baseline
+from solver.search.device_time import device_time_rps
 from solver.search.infeasible import Relaxed
 from solver.search.outcome import Best, Outcome, Report, Tally
 from solver.search.request import Infeasible, Planned, PlanRequest, Progress
@@ -60,12 +61,14 @@ def _planned(setting: Setting, progress: Progress | None, began_s: float, *, wit
     report: Report = progress if progress is not None else _silent
     outcomes = {policy: SEARCHES[policy](setting, policy, tally, report) for policy in policies}
     chosen = _best(outcomes)
+    if chosen is None and tally.left_s <= 0:
+        raise Infeasible(f"time_limit_s: {request.time_limit_s:g} ended before a plan was found; give more")
     if chosen is None:
         raise _infeasible(setting, outcomes)
     limit: Ended = "time-limited" if tally.left_s <= 0 else "node-limited"
     certificate = Certificate.of(
         objective_rps=chosen.rps,
-        best_bound_rps=max(outcome.bound_rps for outcome in outcomes.values()),
+        best_bound_rps=min(device_time_rps(setting), max(outcome.bound_rps for outcome in outcomes.values())),
         allowed_gap=request.gap,
         nodes=tally.nodes,
         evaluated=tally.evaluated,

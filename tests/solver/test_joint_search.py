@@ -13,6 +13,7 @@ from solver.facts.cluster import Cluster
 from solver.plan.bounds import Bounds
 from solver.plan.plan import Plan
 from solver.search.boxes import Boxes
+from solver.search.device_time import device_time_rps
 from solver.search.family import Family, family_bounds
 from solver.search.layout import level_between
 from solver.search.limits import Limits
@@ -135,6 +136,30 @@ def test_a_plan_is_no_worse_than_all_uniform_placements_and_within_its_bound(see
     assert plan.prediction.throughput_rps >= expected * (1 - 1e-12)
     assert plan.certificate.best_bound_rps >= plan.prediction.throughput_rps
     assert plan.prediction.latency_s <= 0.08
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_no_placement_beats_the_devices_time(ragged: bool) -> None:
+    rng = np.random.default_rng(11)
+    closest = 0.0
+    for seed in range(10):
+        setting = make_setting(request(seed, ragged))
+        bound = device_time_rps(setting)
+        for placed in (*uniform_placements(setting), *(random_placement(rng, setting) for _ in range(3))):
+            batch, iterations = rng.integers(1, 60, 50), rng.integers(1, setting.most_iterations + 1, 50)
+            m = max(placed.micro_batches()) if placed.stages else 1
+            points = rra_evaluator(setting, placed, m, m)(batch, iterations)
+            closest = max(closest, placed.copies * float(points.throughput_rps.max()) / bound)
+    assert 0.3 < closest <= 1
+
+
+def test_a_search_cut_short_still_has_a_bound() -> None:
+    asked = dataclasses.replace(request(1, ragged=False), time_limit_s=0.5)
+    plan = planned(asked)
+    assert plan.certificate is not None
+    assert plan.certificate.ended == "time-limited"
+    assert math.isfinite(plan.certificate.best_bound_rps)
+    assert plan.to_json()
 
 
 def one_device(seed: int, latency_s: float | None, **changes: object) -> PlanRequest:
