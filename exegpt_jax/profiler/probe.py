@@ -39,7 +39,7 @@ class Sample:
       seconds: of the encode call, or of the decode call with `iterations`.
       single_s: decode: of a call with one iteration; encode: 0.
       iterations: decode; encode: 0.
-      host_s: until the call was handed over and the host was free again.
+      host_s: until the call (for decode that with one iteration) was handed over and the host was free again.
     """
 
     seconds: float

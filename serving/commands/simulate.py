@@ -22,10 +22,10 @@ from serving.progress import Display
 from solver.facts.workload import Workload
 from solver.plan.plan import Plan
 from solver.report.charts import Pair, pair_chart, plan_charts, timeline_chart, write_report
-from solver.simulate.events import simulate
-from solver.simulate.events_arrivals import Demand, arriving, replay, saturated
-from solver.simulate.events_lengths import BatchSource
-from solver.simulate.events_outcome import Outcome
+from solver.simulate.events.arrivals import Demand, arriving, replay, saturated
+from solver.simulate.events.lengths import BatchSource
+from solver.simulate.events.outcome import Outcome
+from solver.simulate.events.simulation import simulate
 from solver.simulate.from_plan import conditions_of, machines_of
 
 FLAGS = flags.FlagValues()

@@ -21,8 +21,8 @@ from serving import plan_files, planning
 from serving.planning import Facts
 from serving.progress import Display
 from solver.plan.plan import Plan
-from solver.simulate.events import simulate
-from solver.simulate.events_arrivals import saturated
+from solver.simulate.events.arrivals import saturated
+from solver.simulate.events.simulation import simulate
 from solver.simulate.from_plan import conditions_of, machines_of
 from solver.verify import checks
 from solver.verify.checks import Check

@@ -16,8 +16,8 @@ import numpy as np
 
 from solver.facts.workload import Ints
 from solver.plan.schedule import Policy
-from solver.search.limits import Limits
 from solver.search.outcome import Best, Outcome, Report, Tally
+from solver.search.proof.limits import Limits
 from solver.search.setting import Setting
 from solver.search.sweep import excess, pick
 from solver.search.uniform import Placed, uniform_placements

@@ -19,10 +19,10 @@ import numpy as np
 from solver.facts.cluster import Level
 from solver.facts.workload import Floats
 from solver.plan.memory import LEAST_VIEW_SHARE
-from solver.search.bounds import RraBounds
-from solver.search.boxes import Bounds, BoxBounds, Boxes
-from solver.search.floors import Floors, MemoryFloor, below_maximum, spread
-from solver.search.pools import Pool
+from solver.search.placement.pools import Pool
+from solver.search.proof.bounds import RraBounds
+from solver.search.proof.boxes import Bounds, BoxBounds, Boxes
+from solver.search.proof.floors import Floors, MemoryFloor, below_maximum, spread
 from solver.search.setting import Setting
 from solver.simulate.costs import UnitCosts
 

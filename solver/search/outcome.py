@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from solver.plan.schedule import Policy
-from solver.search.branch_and_bound import Found
+from solver.search.proof.branch_and_bound import Found
 from solver.search.uniform import Placed
 from solver.simulate.points import Points
 

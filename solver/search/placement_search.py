@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from solver.search.cp_placement import best_placement
-from solver.search.layout import lay_out, pipeline_of
-from solver.search.patterns import Load, MemoryNeed, make_patterns
-from solver.search.placement_forms import rra_period
-from solver.search.placement_problem import Limit, PlacementProblem
-from solver.search.pools import share_pools
+from solver.search.placement.cp_placement import best_placement
+from solver.search.placement.layout import lay_out, pipeline_of
+from solver.search.placement.patterns import Load, MemoryNeed, make_patterns
+from solver.search.placement.placement_forms import rra_period
+from solver.search.placement.placement_problem import Limit, PlacementProblem
+from solver.search.placement.pools import share_pools
+from solver.search.placement.start_placement import start_placement
 from solver.search.setting import Setting
-from solver.search.start_placement import start_placement
 from solver.search.uniform import Placed, return_s
 from solver.simulate.lengths import residents
 from solver.simulate.points import Points

@@ -17,8 +17,8 @@ from solver.plan.schedule import Policy
 from solver.search.assemble import plan_of, policies_of, runner_up
 from solver.search.baseline_search import search_baseline
 from solver.search.device_time import device_time_rps
-from solver.search.infeasible import Relaxed
 from solver.search.outcome import Best, Outcome, Report, Tally
+from solver.search.proof.infeasible import Relaxed
 from solver.search.request import Infeasible, Planned, PlanRequest, Progress
 from solver.search.rra_search import search_rra, why_not_rra
 from solver.search.setting import Setting, make_setting

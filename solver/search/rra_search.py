@@ -15,17 +15,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from solver.facts.workload import Ints
-from solver.search.bounds import RraBounds
-from solver.search.boxes import Bounds, Boxes
-from solver.search.branch_and_bound import Found, search
 from solver.search.family import Family, family_bounds
-from solver.search.floors import Floors, floors_of, memory_floor
-from solver.search.infeasible import Relaxed, why_infeasible
-from solver.search.limits import Limits
 from solver.search.outcome import Best, Outcome, Report, Tally
-from solver.search.padded_floors import padded
+from solver.search.placement.pools import replica_counts, share_pools
 from solver.search.placement_search import better_placement
-from solver.search.pools import replica_counts, share_pools
+from solver.search.proof.bounds import RraBounds
+from solver.search.proof.boxes import Bounds, Boxes
+from solver.search.proof.branch_and_bound import Found, search
+from solver.search.proof.floors import Floors, floors_of, memory_floor
+from solver.search.proof.infeasible import Relaxed, why_infeasible
+from solver.search.proof.limits import Limits
+from solver.search.proof.padded_floors import padded
 from solver.search.setting import Setting
 from solver.search.uniform import Placed, micro_batch_counts, uniform_placements
 from solver.simulate.points import Points

@@ -11,8 +11,8 @@ import math
 from solver.facts.cluster import Cluster
 from solver.facts.profile import Profile
 from solver.facts.workload import Workload
-from solver.search.limits import Limits
-from solver.search.pools import Pool, check_degrees, pools_of
+from solver.search.placement.pools import Pool, check_degrees, pools_of
+from solver.search.proof.limits import Limits
 from solver.search.request import PlanRequest
 from solver.simulate.costs import UnitCosts
 from solver.simulate.lengths import Lengths, lengths_of

@@ -15,11 +15,11 @@ import numpy as np
 
 from solver.facts.cluster import Level
 from solver.plan.schedule import Role
-from solver.search.patterns import Load, MemoryNeed
-from solver.search.pools import Pool, replica_counts, share_pools
+from solver.search.placement.patterns import Load, MemoryNeed
+from solver.search.placement.pools import Pool, replica_counts, share_pools
+from solver.search.placement.waa_split import computation_share, fixed_split, memory_share
 from solver.search.setting import Setting
 from solver.search.uniform import Placed, placed_on
-from solver.search.waa_split import computation_share, fixed_split, memory_share
 from solver.simulate.lengths import residents
 
 # Copies of no more devices try every split; larger ones an even selection of so many.

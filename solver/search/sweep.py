@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from solver.facts.workload import Floats
-from solver.search.limits import Limits
+from solver.search.proof.limits import Limits
 from solver.simulate.points import Points
 
 

@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from solver.plan.schedule import Role, StageSpec
-from solver.search.layout import level_between
-from solver.search.pools import Pool, replica_counts, share_pools
+from solver.search.placement.layout import level_between
+from solver.search.placement.pools import Pool, replica_counts, share_pools
 from solver.search.setting import Setting
 from solver.simulate.costs import Pipeline, PlacedStage
 from solver.simulate.from_plan import TOKEN_BYTES

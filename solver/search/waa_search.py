@@ -18,15 +18,15 @@ import numpy as np
 from solver.facts.cluster import Link
 from solver.facts.workload import Ints
 from solver.plan.schedule import Policy
-from solver.search.branch_and_bound import Found, search
-from solver.search.limits import Limits
 from solver.search.outcome import Best, Outcome, Report, Tally
+from solver.search.proof.branch_and_bound import Found, search
+from solver.search.proof.limits import Limits
+from solver.search.proof.side_curves import Rates, decode_curve, encode_curve
+from solver.search.proof.waa_bounds import WaaBounds, waa_memory
 from solver.search.setting import Setting
-from solver.search.side_curves import Rates, decode_curve, encode_curve
 from solver.search.splits import Division, Side, divisions
 from solver.search.sweep import nearest_of, pick
 from solver.search.uniform import Placed, micro_batch_counts
-from solver.search.waa_bounds import WaaBounds, waa_memory
 from solver.simulate.points import Points
 from solver.simulate.waa import Split, evaluate_waa
 

@@ -16,7 +16,7 @@ from solver.facts.workload import Workload
 from solver.plan.plan import Plan
 from solver.plan.schedule import StageSpec
 from solver.simulate.costs import Pipeline, PlacedStage, UnitCosts
-from solver.simulate.events import Machines
+from solver.simulate.events.simulation import Machines
 from solver.simulate.lengths import Lengths, lengths_of
 from solver.simulate.padding import Padding
 from solver.simulate.points import Conditions

@@ -16,12 +16,12 @@ from solver.facts.workload import Floats, Ints
 from solver.plan.buckets import attended_tokens, round_up
 from solver.plan.packing import pack
 from solver.plan.plan import Plan
-from solver.simulate.events_costs import DecodePhase
+from solver.simulate.events.costs import DecodePhase
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EngineCosts:
-    """`solver.simulate.events_costs.Costs` of one stage that runs a plan.
+    """`solver.simulate.events.costs.Costs` of one stage that runs a plan.
 
     Attributes:
       profile: of the model.

@@ -24,9 +24,9 @@ from solver.facts.workload import Workload
 from solver.plan.schedule import Schedule, StageSpec
 from solver.simulate.continuous import evaluate_chunked, evaluate_iteration
 from solver.simulate.costs import Pipeline
-from solver.simulate.events import Machines, simulate
-from solver.simulate.events_arrivals import saturated
-from solver.simulate.events_outcome import Outcome
+from solver.simulate.events.arrivals import saturated
+from solver.simulate.events.outcome import Outcome
+from solver.simulate.events.simulation import Machines, simulate
 from solver.simulate.lengths import Lengths, lengths_of, residents
 from solver.simulate.points import Conditions
 from solver.simulate.rra import evaluate_rra

@@ -21,7 +21,7 @@ import pathlib
 import time
 
 from solver.plan.schedule import Policy
-from solver.search.limits import Limits
+from solver.search.proof.limits import Limits
 from tests.benchmarks.paper_cases import (
     BASELINES,
     BOUNDS,

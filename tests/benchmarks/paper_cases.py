@@ -25,8 +25,8 @@ from solver.facts.workload_file import load_workload
 from solver.plan.bounds import Bounds
 from solver.plan.schedule import Policy
 from solver.search.baseline_search import search_baseline
-from solver.search.limits import Limits
 from solver.search.outcome import Best, Outcome, Report, Tally
+from solver.search.proof.limits import Limits
 from solver.search.request import PlanRequest
 from solver.search.rra_search import search_rra
 from solver.search.setting import Setting, make_setting

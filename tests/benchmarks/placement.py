@@ -31,14 +31,14 @@ from solver.facts.model_spec import ModelSpec
 from solver.facts.presets import find
 from solver.facts.profile_file import find_profile
 from solver.facts.workload_file import load_workload
-from solver.search.cp_placement import best_placement
-from solver.search.layout import lay_out
-from solver.search.patterns import Load, MemoryNeed, make_patterns
-from solver.search.placement_forms import rra_period
-from solver.search.placement_problem import Form, Limit, PlacementProblem, value_ns
-from solver.search.pools import Pool, pools_of
-from solver.search.replicas import best_replicas
-from solver.search.start_placement import start_placement
+from solver.search.placement.cp_placement import best_placement
+from solver.search.placement.layout import lay_out
+from solver.search.placement.patterns import Load, MemoryNeed, make_patterns
+from solver.search.placement.placement_forms import rra_period
+from solver.search.placement.placement_problem import Form, Limit, PlacementProblem, value_ns
+from solver.search.placement.pools import Pool, pools_of
+from solver.search.placement.replicas import best_replicas
+from solver.search.placement.start_placement import start_placement
 from solver.simulate.costs import UnitCosts
 from solver.simulate.lengths import lengths_of, residents
 from solver.simulate.unit_costs import unit_costs

@@ -58,9 +58,9 @@ from solver.plan.plan import Plan, make_plan  # noqa: E402
 from solver.plan.schedule import Schedule, StageSpec  # noqa: E402
 from solver.plan.timeline import Timeline  # noqa: E402
 from solver.simulate.costs import Pipeline, PlacedStage  # noqa: E402
-from solver.simulate.events_arrivals import Demand  # noqa: E402
-from solver.simulate.events_phases import PhaseLoop  # noqa: E402
-from solver.simulate.events_queue import Room  # noqa: E402
+from solver.simulate.events.arrivals import Demand  # noqa: E402
+from solver.simulate.events.phases import PhaseLoop  # noqa: E402
+from solver.simulate.events.queue import Room  # noqa: E402
 from solver.simulate.lengths import Lengths, lengths_of  # noqa: E402
 from solver.simulate.padding import Padding  # noqa: E402
 from solver.simulate.points import Conditions  # noqa: E402

@@ -32,12 +32,12 @@ from solver.facts.model_spec import ModelSpec
 from solver.facts.profile import Profile
 from solver.facts.workload_file import load_workload
 from solver.importers.compose import compose
-from solver.search.algorithm1 import algorithm1
-from solver.search.bounds import RraBounds
-from solver.search.branch_and_bound import search
-from solver.search.floors import floors_of, memory_floor
-from solver.search.limits import Limits
-from solver.search.phase_shapes import phase_shapes
+from solver.search.proof.algorithm1 import algorithm1
+from solver.search.proof.bounds import RraBounds
+from solver.search.proof.branch_and_bound import search
+from solver.search.proof.floors import floors_of, memory_floor
+from solver.search.proof.limits import Limits
+from solver.search.proof.phase_shapes import phase_shapes
 from solver.simulate.costs import Pipeline, PlacedStage
 from solver.simulate.lengths import Lengths, lengths_of
 from solver.simulate.points import Conditions, Points

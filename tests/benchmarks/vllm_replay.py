@@ -22,10 +22,10 @@ import numpy as np
 from solver.facts.workload import Floats
 from solver.plan.schedule import Schedule, StageSpec
 from solver.plan.timeline import Timeline
-from solver.simulate.events_arrivals import Demand
-from solver.simulate.events_chunked import ChunkedLoop
-from solver.simulate.events_outcome import Outcome
-from solver.simulate.events_queue import Room
+from solver.simulate.events.arrivals import Demand
+from solver.simulate.events.chunked import ChunkedLoop
+from solver.simulate.events.outcome import Outcome
+from solver.simulate.events.queue import Room
 from tests.benchmarks import vllm_tables
 from tests.benchmarks.provenance import provenance
 

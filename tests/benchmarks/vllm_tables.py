@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 
 from solver.facts.workload import Floats
-from solver.simulate.events_mixed import Chunk
+from solver.simulate.events.mixed import Chunk
 
 LAYERS = 32
 # Operators of a Llama layer, and how often a layer runs each.
@@ -45,7 +45,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CardTimes:
-    """One card's tables; `solver.simulate.events_mixed.MixedCosts` for the event simulation.
+    """One card's tables; `solver.simulate.events.mixed.MixedCosts` for the event simulation.
 
     Attributes:
       per_layer: seconds of a layer's dense operators by tokens.

@@ -13,7 +13,7 @@ import numpy as np
 from exegpt_jax.runner.policies import POLICIES, View
 from solver.plan.schedule import Schedule
 from solver.simulate.costs import Pipeline
-from solver.simulate.events_arrivals import Demand
+from solver.simulate.events.arrivals import Demand
 
 
 @dataclasses.dataclass

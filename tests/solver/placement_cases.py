@@ -8,9 +8,9 @@ import numpy as np
 
 from solver.facts.cluster import LEVELS, Cluster, DeviceKind, HostGroup, Link
 from solver.plan.schedule import Role
-from solver.search.patterns import Load, MemoryNeed, make_patterns
-from solver.search.placement_problem import Form, Limit, PlacementProblem
-from solver.search.pools import Pool, pools_of
+from solver.search.placement.patterns import Load, MemoryNeed, make_patterns
+from solver.search.placement.placement_problem import Form, Limit, PlacementProblem
+from solver.search.placement.pools import Pool, pools_of
 from solver.simulate.costs import UnitCosts
 from tests.solver.planner_cases import random_unit
 

@@ -12,8 +12,8 @@ import pytest
 from solver.facts.workload import Ints
 from solver.plan.schedule import Policy
 from solver.search.baseline_search import search_baseline
-from solver.search.limits import Limits
 from solver.search.outcome import Outcome, Tally
+from solver.search.proof.limits import Limits
 from solver.search.setting import Setting
 from solver.search.uniform import Placed, uniform_placements
 from solver.simulate.continuous import evaluate_chunked, evaluate_iteration

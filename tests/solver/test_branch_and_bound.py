@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from solver.facts.workload import Ints, Workload
-from solver.search.bounds import RraBounds
-from solver.search.boxes import Bounds, Boxes
-from solver.search.branch_and_bound import search
-from solver.search.floors import Floors, MemoryFloor, floors_of, lowest
-from solver.search.limits import Limits
+from solver.search.proof.bounds import RraBounds
+from solver.search.proof.boxes import Bounds, Boxes
+from solver.search.proof.branch_and_bound import search
+from solver.search.proof.floors import Floors, MemoryFloor, floors_of, lowest
+from solver.search.proof.limits import Limits
 from solver.simulate.costs import Pipeline
 from solver.simulate.lengths import Lengths, lengths_of
 from solver.simulate.points import Conditions, Points

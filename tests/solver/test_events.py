@@ -20,14 +20,14 @@ from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
 from solver.plan.timeline import Timeline
 from solver.simulate.costs import Pipeline, PlacedStage
-from solver.simulate.events import Machines, simulate
-from solver.simulate.events_arrivals import Demand, arriving, replay, saturated
-from solver.simulate.events_clock import Clock
-from solver.simulate.events_costs import DecodePhase
-from solver.simulate.events_lengths import BatchSource, BucketCosts
-from solver.simulate.events_outcome import Outcome
-from solver.simulate.events_pages import Pages
-from solver.simulate.events_policies import wish
+from solver.simulate.events.arrivals import Demand, arriving, replay, saturated
+from solver.simulate.events.clock import Clock
+from solver.simulate.events.costs import DecodePhase
+from solver.simulate.events.lengths import BatchSource, BucketCosts
+from solver.simulate.events.outcome import Outcome
+from solver.simulate.events.pages import Pages
+from solver.simulate.events.policies import wish
+from solver.simulate.events.simulation import Machines, simulate
 from solver.simulate.lengths import lengths_of
 from solver.simulate.points import Conditions
 from solver.simulate.unit_costs import unit_costs

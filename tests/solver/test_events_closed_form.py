@@ -9,9 +9,9 @@ import pytest
 
 from solver.plan.schedule import Schedule, StageSpec
 from solver.simulate.costs import Pipeline, PlacedStage
-from solver.simulate.events import Machines, simulate
-from solver.simulate.events_arrivals import saturated
-from solver.simulate.events_lengths import BatchSource
+from solver.simulate.events.arrivals import saturated
+from solver.simulate.events.lengths import BatchSource
+from solver.simulate.events.simulation import Machines, simulate
 from solver.simulate.lengths import lengths_of
 from solver.simulate.padding import Padding
 from solver.simulate.points import Conditions

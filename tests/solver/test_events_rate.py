@@ -9,10 +9,10 @@ import pytest
 
 from solver.plan.schedule import Schedule, StageSpec
 from solver.simulate.costs import Pipeline
-from solver.simulate.events import Machines, simulate
-from solver.simulate.events_arrivals import arriving
-from solver.simulate.events_outcome import Outcome
-from solver.simulate.events_rate import highest_rate
+from solver.simulate.events.arrivals import arriving
+from solver.simulate.events.outcome import Outcome
+from solver.simulate.events.rate import highest_rate
+from solver.simulate.events.simulation import Machines, simulate
 from solver.simulate.points import Conditions
 from tests.solver.planner_cases import random_pipeline, random_workload
 

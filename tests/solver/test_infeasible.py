@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from solver.search.algorithm1 import algorithm1
-from solver.search.branch_and_bound import search
-from solver.search.infeasible import why_infeasible
-from solver.search.limits import Limits
+from solver.search.proof.algorithm1 import algorithm1
+from solver.search.proof.branch_and_bound import search
+from solver.search.proof.infeasible import why_infeasible
+from solver.search.proof.limits import Limits
 from tests.conftest import FULL
 from tests.solver.test_branch_and_bound import MOST_ENCODE, MOST_ITERATIONS, Instance, make_instance
 

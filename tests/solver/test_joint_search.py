@@ -12,13 +12,13 @@ import pytest
 from solver.facts.cluster import Cluster
 from solver.plan.bounds import Bounds
 from solver.plan.plan import Plan
-from solver.search.boxes import Boxes
 from solver.search.device_time import device_time_rps
 from solver.search.family import Family, family_bounds
-from solver.search.layout import level_between
-from solver.search.limits import Limits
+from solver.search.placement.layout import level_between
+from solver.search.placement.pools import share_pools
 from solver.search.planner import Infeasible, PlanRequest, plan_schedule
-from solver.search.pools import share_pools
+from solver.search.proof.boxes import Boxes
+from solver.search.proof.limits import Limits
 from solver.search.rra_search import limits_of, rra_evaluator
 from solver.search.setting import Setting, make_setting
 from solver.search.uniform import Placed, micro_batch_counts, return_s, uniform_placements

@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from solver.search.bounds import RraBounds
-from solver.search.boxes import Boxes
-from solver.search.branch_and_bound import search
-from solver.search.envelopes import lower, upper
-from solver.search.floors import floors_of
-from solver.search.limits import Limits
+from solver.search.proof.bounds import RraBounds
+from solver.search.proof.boxes import Boxes
+from solver.search.proof.branch_and_bound import search
+from solver.search.proof.envelopes import lower, upper
+from solver.search.proof.floors import floors_of
+from solver.search.proof.limits import Limits
 from solver.simulate.costs import Pipeline
 from solver.simulate.rra import evaluate_rra
 from tests.solver.test_branch_and_bound import MOST_ENCODE, MOST_ITERATIONS, make_instance

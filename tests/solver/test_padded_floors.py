@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from solver.search.bounds import RraBounds
-from solver.search.boxes import Boxes
-from solver.search.branch_and_bound import search
-from solver.search.floors import floors_of
-from solver.search.limits import Limits
-from solver.search.padded_floors import padded
+from solver.search.proof.bounds import RraBounds
+from solver.search.proof.boxes import Boxes
+from solver.search.proof.branch_and_bound import search
+from solver.search.proof.floors import floors_of
+from solver.search.proof.limits import Limits
+from solver.search.proof.padded_floors import padded
 from solver.simulate.costs import Pipeline, PlacedStage
 from solver.simulate.lengths import lengths_of
 from solver.simulate.padding import Padding

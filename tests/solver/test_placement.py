@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from solver.facts.cluster import HostGroup, Level
 from solver.plan.schedule import Role
-from solver.search.bisect_placement import bisect_placement
-from solver.search.check_placement import faults_of
-from solver.search.cp_placement import best_placement
-from solver.search.layout import lay_out, level_between, pipeline_of
-from solver.search.patterns import Load
-from solver.search.placement_bounds import least_value_ns
-from solver.search.placement_problem import Form, Pattern, PlacementProblem, form_ns, value_ns
-from solver.search.pools import pools_of
-from solver.search.start_placement import start_placement
+from solver.search.placement.bisect_placement import bisect_placement
+from solver.search.placement.check_placement import faults_of
+from solver.search.placement.cp_placement import best_placement
+from solver.search.placement.layout import lay_out, level_between, pipeline_of
+from solver.search.placement.patterns import Load
+from solver.search.placement.placement_bounds import least_value_ns
+from solver.search.placement.placement_problem import Form, Pattern, PlacementProblem, form_ns, value_ns
+from solver.search.placement.pools import pools_of
+from solver.search.placement.start_placement import start_placement
 from solver.simulate.costs import Pipeline, PlacedStage
 from tests.solver.placement_cases import Case, make_cluster, random_case
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from solver.facts.cluster import HostGroup
 from solver.plan.schedule import Role
-from solver.search.cp_placement import best_placement
-from solver.search.patterns import Load, MemoryNeed, make_patterns
-from solver.search.placement_forms import WAA_PARTS, rra_period, waa_cycle
-from solver.search.placement_problem import form_ns
-from solver.search.pools import check_degrees, pools_of, replica_counts, share_pools
-from solver.search.replicas import best_replicas
-from solver.search.waa_split import computation_share, fixed_split, memory_share
+from solver.search.placement.cp_placement import best_placement
+from solver.search.placement.patterns import Load, MemoryNeed, make_patterns
+from solver.search.placement.placement_forms import WAA_PARTS, rra_period, waa_cycle
+from solver.search.placement.placement_problem import form_ns
+from solver.search.placement.pools import check_degrees, pools_of, replica_counts, share_pools
+from solver.search.placement.replicas import best_replicas
+from solver.search.placement.waa_split import computation_share, fixed_split, memory_share
 from solver.simulate.costs import Pipeline, PlacedStage
 from tests.solver.placement_cases import make_cluster, random_case
 from tests.solver.planner_cases import random_unit

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from solver.search.hulls import CLOSENESS, lines_below
-from solver.search.range_minimum import RangeMinimum
+from solver.search.proof.hulls import CLOSENESS, lines_below
+from solver.search.proof.range_minimum import RangeMinimum
 
 
 def test_minima_of_every_stretch() -> None:

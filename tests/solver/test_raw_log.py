@@ -122,12 +122,13 @@ def test_what_is_wrong_is_one_line_with_file_line_and_value(tmp_path: Path, text
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (gzip.compress(CSV.encode() * 50)[:-40], "is cut short or damaged"),
-        (gzip.compress(CSV.encode())[:12] + b"garbage", "is cut short or damaged"),
+        (gzip.compress(CSV.encode() * 50, mtime=0)[:-40], "is cut short or damaged"),
+        (gzip.compress(CSV.encode(), mtime=0)[:12] + b"garbage", "is cut short or damaged"),
         (CSV.encode().replace(b"x", b"\xff"), "is no UTF-8 text"),
         (b"in,out,at\n" + b"1" * 3_000_000, "line 2: is longer than"),
         (b"in,out,at\n1,2,\x003\n", "line 2"),
     ],
+    ids=("cut", "garbage", "not-utf8", "long-line", "nul"),
 )
 def test_damaged_bytes(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "log.txt"

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from solver.search.branch_and_bound import search
-from solver.search.limits import Limits
-from solver.search.several import Case, search_several
+from solver.search.proof.branch_and_bound import search
+from solver.search.proof.limits import Limits
+from solver.search.proof.several import Case, search_several
 from tests.conftest import FULL
 from tests.solver.test_branch_and_bound import MOST_ENCODE, MOST_ITERATIONS, make_instance
 

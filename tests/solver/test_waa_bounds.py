@@ -10,10 +10,10 @@ import pytest
 
 from solver.facts.cluster import Link
 from solver.facts.workload import Floats
-from solver.search.boxes import Boxes
-from solver.search.branch_and_bound import search
-from solver.search.limits import Limits
-from solver.search.waa_bounds import WaaBounds, waa_memory
+from solver.search.proof.boxes import Boxes
+from solver.search.proof.branch_and_bound import search
+from solver.search.proof.limits import Limits
+from solver.search.proof.waa_bounds import WaaBounds, waa_memory
 from solver.simulate.lengths import Lengths, lengths_of
 from solver.simulate.points import Conditions, Points
 from solver.simulate.waa import Split, evaluate_waa

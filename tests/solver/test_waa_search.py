@@ -13,9 +13,9 @@ import pytest
 
 from solver.facts.workload import Ints
 from solver.plan.schedule import Policy, Role
-from solver.search.layout import level_between
-from solver.search.limits import Limits
 from solver.search.outcome import Outcome, Tally
+from solver.search.placement.layout import level_between
+from solver.search.proof.limits import Limits
 from solver.search.setting import Setting
 from solver.search.splits import divisions, split_counts
 from solver.search.uniform import micro_batch_counts, placed_on

@@ -1,0 +1,1 @@
+"""Where layers live: the placement as whole-number patterns, CP-SAT, a second solver, and the layout on devices."""

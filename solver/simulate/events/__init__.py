@@ -1,0 +1,1 @@
+"""The event simulation: a schedule run step by step on requests; `simulation.simulate` is its door."""
