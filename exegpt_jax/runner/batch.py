@@ -7,13 +7,16 @@ The Batch knows which request sits in which slot and whose prompt is half encode
 from __future__ import annotations
 
 import collections
+import itertools
 
 from exegpt_jax.engine.api import DecodeCall, PhaseCommand
 from exegpt_jax.runner.calls import encode_calls
 from exegpt_jax.runner.policies import POLICIES, Decision, View
 from exegpt_jax.runner.rows import Row, Slots
 from solver.plan.buckets import attended_tokens, round_up
+from solver.plan.correction import deferrals_after, most_encoded
 from solver.plan.plan import Plan
+from solver.plan.schedule import Schedule
 
 Queue = collections.OrderedDict[int, Row]
 """Waiting rows by number, in order of arrival."""
@@ -25,6 +28,7 @@ class Batch:
     Attributes:
       slots: rows whose prompt is encoded, by slot.
       encoding: admitted rows whose prompt is not wholly encoded, by number, in order of arrival.
+      schedule: in force: the plan's, or its neighbour that the traffic asks for.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -33,6 +37,7 @@ class Batch:
                 f"policy: {plan.schedule.policy!r} is not executed yet; choose one of {', '.join(POLICIES)}"
             )
         self._plan = plan
+        self.schedule: Schedule = plan.schedule
         self._decide = POLICIES[plan.schedule.policy]
         self._clear()
 
@@ -43,6 +48,7 @@ class Batch:
         self._to_drop: list[int] = []
         # Rows that decode keeps computing though some have ended, where a policy does not compact.
         self._held = 0
+        self._deferrals = 0
 
     @property
     def rows(self) -> list[Row]:
@@ -66,7 +72,11 @@ class Batch:
         promised = len(self.encoding)
         live = len(self.slots.rows)
         self._held = self._held if live else 0
-        decision = self._decide(self._plan.schedule, View(len(waiting), promised, live, self.slots.free - promised))
+        free = self.slots.free - promised
+        first = itertools.islice(waiting.values(), most_encoded(self.schedule))
+        prompts = tuple(len(row.source_ids) for row in first)
+        decision = self._decide(self.schedule, View(len(waiting), promised, live, free, prompts, self._deferrals))
+        self._deferrals = deferrals_after(self._deferrals, len(waiting), free, decision.admit)
         moves = self._compact(decision)
         for _ in range(decision.admit):
             number, row = waiting.popitem(last=False)

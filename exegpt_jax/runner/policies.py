@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from solver.plan.correction import corrected_batch
 from solver.plan.schedule import Schedule
 
 
@@ -20,12 +21,16 @@ class View:
       encoding: admitted requests whose prompt is not wholly encoded.
       live: rows that decode.
       free: slots that nobody holds or has been promised.
+      prompt_tokens: of the first who wait, as far as any policy looks.
+      deferrals: phases in a row in which nobody was admitted though somebody waited and a slot was free.
     """
 
     waiting: int
     encoding: int
     live: int
     free: int
+    prompt_tokens: tuple[int, ...] = ()
+    deferrals: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +53,11 @@ class Decision:
 def rra(schedule: Schedule, view: View) -> Decision:
     """B_E prompts, then N_D iterations, and again.
 
-    B_E is corrected to hold the planned decode batch: after short answers more are admitted, at most twice the plan,
-    after long ones fewer, at least half of it. A queue shorter than that is taken whole: nobody waits for company.
+    B_E is corrected to hold the planned decode batch, within the plan's bands. A queue shorter than that is taken
+    whole: nobody waits for company.
     """
-    wanted = schedule.decode_batch - view.live
-    most, least = 2 * schedule.encode_batch, -(-schedule.encode_batch // 2)
-    admit = min(max(wanted, least), most, view.waiting, view.free)
+    wanted = corrected_batch(schedule, view.live, view.prompt_tokens, view.deferrals)
+    admit = min(wanted, view.waiting, view.free)
     return Decision(admit, schedule.decode_iterations)
 
 

@@ -11,12 +11,13 @@ from typing import Literal
 
 from solver.facts.model_spec import ModelSpec
 from solver.plan import strict_json
+from solver.plan.bands import unknown_bands
 from solver.plan.bounds import Bounds
 from solver.plan.buckets import Buckets, ladder
 from solver.plan.certificate import Certificate, Margins, RunnerUp
 from solver.plan.inputs import Inputs
 from solver.plan.prediction import Prediction, StageMemory
-from solver.plan.schedule import Schedule
+from solver.plan.schedule import CORRECTED_POLICIES, Schedule
 
 __all__ = ["Plan", "Prediction", "from_json", "make_buckets", "make_plan"]
 
@@ -131,12 +132,19 @@ def make_plan(
     cache_tokens: int,
     max_prompt_tokens: int,
 ) -> Plan:
-    """A Plan whose buckets follow from the schedule. Raises ValueError where lengths do not fit the model."""
+    """A Plan whose buckets follow from the schedule, its bands too where it has none.
+
+    Raises:
+      ValueError: lengths do not fit the model.
+    """
     if cache_tokens > spec.max_positions:
         raise ValueError(f"cache_tokens: {cache_tokens} exceeds the model's {spec.max_positions} positions; lower it")
     if cache_tokens < 2:
         raise ValueError(f"cache_tokens: {cache_tokens} is too small; give at least 2")
     longest_prompt = min(max_prompt_tokens, cache_tokens - 1)
+    if schedule.bands is None and schedule.policy in CORRECTED_POLICIES:
+        bands = unknown_bands(schedule.encode_batch, schedule.decode_batch, schedule.max_rows, longest_prompt)
+        schedule = dataclasses.replace(schedule, bands=bands)
     return Plan(
         model=model,
         dtype=dtype,

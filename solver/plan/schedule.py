@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
+from solver.plan.bands import Bands
+
 Policy = Literal["rra", "waa-c", "waa-m", "waa", "static", "dsi", "iteration", "chunked", "disaggregated"]
 Role = Literal["encode", "decode", "both"]
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 EXECUTED_POLICIES: tuple[str, ...] = ("rra", "static", "iteration", "chunked")
+# B_E follows the planned decode batch.
+CORRECTED_POLICIES: tuple[str, ...] = ("rra", "waa-c", "waa-m", "waa")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Schedule:
       micro_batch: B_m, rows of one decode micro-batch.
       encode_micro_batch: rows of one encode micro-batch.
       token_budget: chunked only: decode rows plus prompt tokens of one iteration; else 0.
+      bands: what the correction of B_E holds phases within; None: half to twice B_E, whatever its tokens.
     """
 
     policy: Policy
@@ -64,6 +69,7 @@ class Schedule:
     micro_batch: int
     encode_micro_batch: int
     token_budget: int = 0
+    bands: Bands | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:

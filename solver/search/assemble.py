@@ -7,13 +7,14 @@ import math
 
 import numpy as np
 
+from solver.plan.bands import planned_bands
 from solver.plan.bounds import Clock
 from solver.plan.certificate import Certificate, Killer, RunnerUp
 from solver.plan.inputs import inputs_of
 from solver.plan.memory import memory_table
 from solver.plan.plan import Plan, encode_call_rows, make_plan
 from solver.plan.prediction import MarkName, Prediction, StageMemory, StagePrediction
-from solver.plan.schedule import POLICIES, Policy, Schedule
+from solver.plan.schedule import CORRECTED_POLICIES, POLICIES, Policy, Schedule
 from solver.search.margins import margins_of
 from solver.search.outcome import Best, Outcome
 from solver.search.rra_search import rra_evaluator
@@ -31,6 +32,8 @@ def schedule_of(setting: Setting, best: Best) -> Schedule:
         encode_micro = encode_call_rows(encode_micro, setting.padding.max_prompt_tokens)
     max_rows, parts = max(max_rows, batch), best.decode_micro_batches
     decode_batch = min(max_rows, max(1, round(float(points.decode_batch[0]))))
+    lengths, longest = setting.lengths, setting.memory.max_prompt_tokens
+    bands = planned_bands(batch, decode_batch, max_rows, lengths.mean_input, lengths.mean_input2, longest)
     return Schedule(
         policy=best.policy,
         encode_batch=batch,
@@ -41,6 +44,7 @@ def schedule_of(setting: Setting, best: Best) -> Schedule:
         micro_batch=max_rows if parts == 1 else math.ceil(decode_batch / parts),
         encode_micro_batch=encode_micro,
         token_budget=best.token_budget,
+        bands=bands if best.policy in CORRECTED_POLICIES else None,
     )
 
 

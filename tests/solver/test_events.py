@@ -16,6 +16,8 @@ from exegpt_jax.runner.request import Request
 from exegpt_jax.testing.fake import FakeExecutor
 from exegpt_jax.testing.hidden_lengths import HiddenLengths
 from solver.facts.workload import Floats, Ints, Trace, merge
+from solver.plan.bands import Bands
+from solver.plan.correction import most_encoded
 from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
 from solver.plan.timeline import Timeline
@@ -98,8 +100,14 @@ def test_policies_are_the_runners() -> None:
             waiting, live, batch = (int(n) for n in rng.integers(0, 60, 3))
             rows = max(live, batch + 1, 40)
             schedule = schedule_of(policy, encode_batch=batch + 1, decode_batch=min(30, rows), max_rows=rows)
-            decided = POLICIES[policy](schedule, View(waiting, 0, live, rows - live))
-            wished = wish(schedule, waiting, live, corrected=True)
+            if rng.random() < 0.7:
+                low, high = sorted(int(n) for n in rng.integers(0, 900, 2))
+                bands = Bands(low, high + 1, 1, int(rng.integers(1, rows + 1)), int(rng.integers(0, 3)))
+                schedule = dataclasses.replace(schedule, bands=bands)
+            prompts = tuple(int(n) for n in rng.integers(1, 60, min(waiting, most_encoded(schedule))))
+            deferrals = int(rng.integers(0, 3))
+            decided = POLICIES[policy](schedule, View(waiting, 0, live, rows - live, prompts, deferrals))
+            wished = wish(schedule, waiting, live, True, prompts, deferrals)
             assert min(wished.admit, rows - live) == decided.admit
             assert (wished.iterations, wished.compact) == (decided.iterations, decided.compact)
 

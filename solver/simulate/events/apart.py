@@ -12,13 +12,13 @@ import math
 
 import numpy as np
 
+from solver.plan.correction import corrected_batch, most_encoded
 from solver.plan.schedule import Schedule
 from solver.plan.timeline import Timeline
 from solver.simulate.events.arrivals import Demand
 from solver.simulate.events.clock import Clock
 from solver.simulate.events.costs import Costs, DecodePhase
 from solver.simulate.events.outcome import Outcome
-from solver.simulate.events.policies import corrected_batch
 from solver.simulate.events.queue import Queue, Room
 from solver.simulate.events.record import Moments, Phase, Totals, Work, note, outcome_of
 from solver.simulate.events.rows import Rows
@@ -99,7 +99,9 @@ class ApartLoop:
         wanted = self._schedule.encode_batch
         if self._corrected:
             flying = sum(payload.members.stop - payload.members.start for payload in self._flying)
-            wanted = corrected_batch(self._schedule, self._rows.live + flying)
+            ahead = self._queue.ahead(min(most_encoded(self._schedule), self._queue.waiting(start_s)))
+            # Rows for which the decode side has no room wait in a buffer, of which there are few.
+            wanted = max(1, corrected_batch(self._schedule, self._rows.live + flying, ahead))
         waiting = min(wanted, self._queue.waiting(start_s))
         first, admitted, _ = self._queue.take(waiting, 0, 0.0, 0, alone=False)
         members = slice(first, first + admitted)

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from solver.facts.workload import Floats, Ints
+from solver.plan.correction import deferrals_after, most_encoded
 from solver.plan.schedule import Schedule
 from solver.plan.timeline import Timeline
 from solver.simulate.events.arrivals import Demand
@@ -57,7 +58,8 @@ class PhaseLoop:
         self._parts = math.ceil(schedule.decode_batch / schedule.micro_batch)
         self._clock = Clock(costs.stages, costs.return_s)
         self._rows = Rows()
-        self._queue = Queue(demand, room)
+        self._queue, self._room = Queue(demand, room), room
+        self._deferrals = 0
         self._phases: list[Phase] = []
         # Rows that have ended in the phase before, of which the runner hears a phase late.
         self._unheard = 0
@@ -86,7 +88,10 @@ class PhaseLoop:
             self._clock.hold(now_s)
         elif self._barrier:
             self._clock.hold(now_s)
-        wanted = wish(self._schedule, self._queue.waiting(now_s), held, self._corrected)
+        waiting = self._queue.waiting(now_s)
+        ahead = self._queue.ahead(min(waiting, most_encoded(self._schedule)))
+        wanted = wish(self._schedule, waiting, held, self._corrected, ahead, self._deferrals)
+        self._deferrals = deferrals_after(self._deferrals, waiting, self._room.rows - held, wanted.admit)
         growth = min(wanted.iterations, self._schedule.decode_iterations)
         first, admitted, deferred = self._queue.take(
             wanted.admit, held, rows.tokens + held * growth, growth, alone=not held

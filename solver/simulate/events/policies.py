@@ -1,13 +1,18 @@
 """How many requests each policy wants before a phase, and how many iterations the phase has.
 
-The rules of `exegpt_jax.runner.policies`, word for word, for the simulation (a test holds the two together), and the
-fixed B_E that the closed form is about. None is told how long an answer will be.
+The rules of `exegpt_jax.runner.policies` for the simulation (a test holds the two together; the correction of B_E is
+one function), and the fixed B_E that the closed form is about. None is told how long an answer will be.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from solver.plan.correction import corrected_batch
 from solver.plan.schedule import Schedule
 
 
@@ -26,26 +31,28 @@ class Wish:
     compact: bool = True
 
 
-def wish(schedule: Schedule, waiting: int, held: int, corrected: bool) -> Wish:
+def wish(
+    schedule: Schedule,
+    waiting: int,
+    held: int,
+    corrected: bool,
+    prompt_tokens: Sequence[int] | NDArray[np.int64] = (),
+    deferrals: int = 0,
+) -> Wish:
     """The next phase of a policy that works in phases.
 
     Args:
       schedule: its policy is rra, static, dsi or iteration.
       waiting: requests that wait.
       held: rows that the runner believes alive.
-      corrected: rra: hold the planned decode batch, between half of B_E and twice as many.
+      corrected: rra: B_E follows the planned decode batch within the plan's bands.
+      prompt_tokens, deferrals: as `corrected_batch` has them.
     """
     if schedule.policy == "iteration":
         return Wish(waiting, 1)
     if schedule.policy in ("static", "dsi"):
         return Wish(0 if held else min(schedule.encode_batch, waiting), schedule.decode_iterations, compact=False)
     return Wish(
-        min(corrected_batch(schedule, held) if corrected else schedule.encode_batch, waiting),
+        min(corrected_batch(schedule, held, prompt_tokens, deferrals) if corrected else schedule.encode_batch, waiting),
         schedule.decode_iterations,
     )
-
-
-def corrected_batch(schedule: Schedule, held: int) -> int:
-    """B_E that leads back to the planned decode batch: after short answers more, after long ones fewer."""
-    most, least = 2 * schedule.encode_batch, -(-schedule.encode_batch // 2)
-    return min(max(schedule.decode_batch - held, least), most)

@@ -60,6 +60,10 @@ class Queue:
             return self.left
         return int(np.searchsorted(self._demand.arrival_s, now_s, side="right")) - self.next
 
+    def ahead(self, count: int) -> Ints:
+        """int64 [count]: prompt tokens of the next requests, of whom there are as many."""
+        return self._demand.input_tokens[self.next : self.next + count]
+
     def take(
         self, wanted: int, held: int, used_tokens: float, growth_tokens: int, alone: bool
     ) -> tuple[int, int, bool]:
