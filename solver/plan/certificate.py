@@ -104,18 +104,21 @@ class RunnerUp:
 
 @dataclasses.dataclass(frozen=True)
 class Neighbour:
-    """The plan to change to when the mean output has moved.
+    """The controls to change to when the mean output has moved.
 
     Attributes:
       output_drift: relative change of the mean output: 0.15 is 15% longer.
-      encode_batch, decode_iterations: best controls on the same stages; None where no controls keep the bounds.
+      encode_batch, decode_iterations: best controls on the same stages; None where no controls keep the bounds. Within
+        the margins the plan's rows and programs are enough for them.
       throughput_rps: of these.
+      decode_batch: expected peak rows under them; None where none are.
     """
 
     output_drift: float
     encode_batch: int | None
     decode_iterations: int | None
     throughput_rps: float | None
+    decode_batch: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +131,10 @@ class Margins:
         longer.
       replan_below_tokens, replan_above_tokens: mean output lengths beyond which to plan again.
       overflow: share of periods in which residents may exceed the rows that are allocated.
-      neighbours: plans for drifts, worked out beforehand.
+      neighbours: controls for drifts, worked out beforehand, in rising order.
+      mean_input_tokens: planned for; None in plans that do not say.
+      input_drift_low, input_drift_high: relative change of the mean input under which the plan's own controls keep
+        every bound.
     """
 
     profile_delta: float
@@ -138,11 +144,19 @@ class Margins:
     replan_above_tokens: float
     overflow: float
     neighbours: tuple[Neighbour, ...] = ()
+    mean_input_tokens: float | None = None
+    input_drift_low: float = 0.0
+    input_drift_high: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.profile_delta < 1:
             raise ValueError(f"profile_delta: {self.profile_delta!r} is out of range; give a share in [0, 1)")
-        if not -1 < self.output_drift_low <= 0 <= self.output_drift_high:
-            raise ValueError(
-                f"output_drift: [{self.output_drift_low!r}, {self.output_drift_high!r}] does not hold 0; plan again"
-            )
+        for name in ("output_drift", "input_drift"):
+            low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
+            if not -1 < low <= 0 <= high:
+                raise ValueError(f"{name}: [{low!r}, {high!r}] does not hold 0; plan again")
+
+    @property
+    def mean_output_tokens(self) -> float:
+        """Planned for."""
+        return self.replan_above_tokens / (1 + self.output_drift_high)

@@ -1,10 +1,14 @@
 """How far the traffic may drift before the plan in force breaks a bound, and what to change to when it does.
 
-Output lengths are stretched by a share, the workload's shape kept, and the plan's own controls evaluated on them, B_E
+Lengths are stretched by a share, the workload's shape kept, and the plan's own controls evaluated on them, B_E
 corrected as the runner corrects it. The profile's margin is for errors of the profile, so it stays off the bounds here.
+Within the margins the best controls that need no new program are worked out for every drift tried; a runner that
+follows the traffic changes to them at once.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
@@ -15,19 +19,25 @@ from solver.search.rra_search import limits_of, rra_evaluator, search_pipeline
 from solver.search.setting import Setting, make_setting
 from solver.search.uniform import Placed, again
 
-_DRIFTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+_DRIFTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _NEIGHBOURS = (-0.3, -0.15, 0.15, 0.3)
 _NEIGHBOUR_S = 5.0
+# Values of N_D that are tried within the margins.
+_ITERATIONS = 8
+
+_Side = Literal["input", "output"]
 
 
 def margins_of(setting: Setting, best: Best) -> Margins:
-    """Drift that the plan stands, and neighbours beyond it; policies other than rra promise none."""
-    low, high = 0.0, 0.0
-    neighbours: tuple[Neighbour, ...] = ()
+    """Drift that the plan stands, and controls for it; policies other than rra promise none."""
+    low, high, input_low, input_high = 0.0, 0.0, 0.0, 0.0
+    neighbours: list[Neighbour] = []
     if best.policy == "rra":
-        low, high = -_reach(setting, best, -1), _reach(setting, best, 1)
-        beyond = [drift for drift in _NEIGHBOURS if not low <= drift <= high]
-        neighbours = tuple(_neighbour(setting, best, drift) for drift in beyond)
+        shorter, longer = _within(setting, best, -1), _within(setting, best, 1)
+        low, high = (side[-1].output_drift if side else 0.0 for side in (shorter, longer))
+        beyond = [_neighbour(setting, best, drift) for drift in _NEIGHBOURS if not low <= drift <= high]
+        neighbours = sorted((*shorter, *longer, *beyond), key=lambda each: each.output_drift)
+        input_low, input_high = -_input_reach(setting, best, -1), _input_reach(setting, best, 1)
     mean = setting.workload.mean_output
     return Margins(
         profile_delta=setting.margin,
@@ -36,37 +46,67 @@ def margins_of(setting: Setting, best: Best) -> Margins:
         replan_below_tokens=mean * (1 + low),
         replan_above_tokens=mean * (1 + high),
         overflow=setting.request.overflow,
-        neighbours=neighbours,
+        neighbours=tuple(neighbours),
+        mean_input_tokens=setting.workload.mean_input,
+        input_drift_low=input_low,
+        input_drift_high=input_high,
     )
 
 
-def drifted(workload: Workload, drift: float, most_tokens: int) -> Workload:
-    """Every output stretched by 1 + drift, split between the two whole lengths around it; rows stay within theirs."""
-    stretched = np.maximum(1.0, workload.output_tokens * (1 + drift))
+def drifted(
+    workload: Workload, drift: float, most_tokens: int, side: _Side = "output", most_input: int | None = None
+) -> Workload:
+    """Every output (or input) stretched by 1 + drift, split between the two whole lengths around it.
+
+    Rows stay within `most_tokens`, inputs within `most_input`.
+    """
+    inputs, outputs = workload.input_tokens, workload.output_tokens
+    stretched = np.maximum(1.0, (inputs if side == "input" else outputs) * (1 + drift))
     below = np.floor(stretched).astype(np.int64)
     above = stretched - below
-    inputs = np.concatenate([workload.input_tokens, workload.input_tokens])
-    room = np.maximum(1, most_tokens - inputs)
-    outputs = np.minimum(np.concatenate([below, below + 1]), room)
+    split = np.concatenate([below, below + 1])
+    if side == "input":
+        inputs = np.minimum(split, most_input or most_tokens - 1)
+        outputs = np.concatenate([outputs, outputs])
+    else:
+        inputs, outputs = np.concatenate([inputs, inputs]), split
+    outputs = np.minimum(outputs, np.maximum(1, most_tokens - inputs))
     weight = np.concatenate([workload.probability * (1 - above), workload.probability * above])
     return merge(f"{workload.name} {drift:+.0%}", workload.source, inputs, outputs, weight)
 
 
-def _reach(setting: Setting, best: Best, sign: int) -> float:
-    """The largest drift tried in that direction up to which the runner, which corrects B_E, keeps every bound.
+def _within(setting: Setting, best: Best, sign: int) -> list[Neighbour]:
+    """Controls for rising drift in that direction, as far as the runner, which corrects B_E, keeps every bound at N_D.
 
-    It admits from half to twice the planned batch, so that residents stay within the rows that are allocated.
+    It admits from half to twice the planned batch, so that residents stay within the rows that are allocated; fewer
+    iterations than planned need no other programs.
     """
-    batch = int(best.points.encode_batch[0])
+    batch, planned = int(best.points.encode_batch[0]), int(best.points.decode_iterations[0])
     batches = np.arange(-(-batch // 2), 2 * batch + 1)
-    kept = 0.0
+    lengths = np.unique(np.round(np.linspace(1, planned, _ITERATIONS)).astype(np.int64))
+    grid = [column.ravel() for column in np.meshgrid(batches, lengths)]
+    found: list[Neighbour] = []
     for drift in _DRIFTS:
         other, placed = _under(setting, best, sign * drift)
-        evaluate = rra_evaluator(other, placed, best.encode_micro_batches, best.decode_micro_batches)
-        points = evaluate(batches, np.full_like(batches, best.points.decode_iterations[0]))
+        points = rra_evaluator(other, placed, best.encode_micro_batches, best.decode_micro_batches)(*grid)
         held = limits_of(other, placed).kept(points) & (points.max_rows <= best.points.max_rows[0])
-        if not held.any():
-            return kept
+        if not (held & (points.decode_iterations == planned)).any():
+            break
+        at = int(np.argmax(np.where(held, points.throughput_rps, -1.0)))
+        controls = int(points.encode_batch[at]), int(points.decode_iterations[at])
+        rps, rows = float(points.throughput_rps[at]) * placed.copies, round(float(points.decode_batch[at]))
+        found.append(Neighbour(sign * drift, *controls, rps, max(1, rows)))
+    return found
+
+
+def _input_reach(setting: Setting, best: Best, sign: int) -> float:
+    """The largest drift of inputs in that direction up to which the plan's own controls keep every bound."""
+    kept = 0.0
+    for drift in _DRIFTS:
+        other, placed = _under(setting, best, sign * drift, "input")
+        evaluate = rra_evaluator(other, placed, best.encode_micro_batches, best.decode_micro_batches)
+        if not limits_of(other, placed).kept(evaluate(best.points.encode_batch, best.points.decode_iterations)).all():
+            break
         kept = drift
     return kept
 
@@ -77,12 +117,14 @@ def _neighbour(setting: Setting, best: Best, drift: float) -> Neighbour:
     found = search_pipeline(
         other, placed, best.encode_micro_batches, best.decode_micro_batches, _NEIGHBOUR_S, None, node_limit=20_000
     )
-    if found.best is None:
+    if found.best is None or found.points is None:
         return Neighbour(drift, None, None, None)
-    return Neighbour(drift, found.best[0], found.best[1], found.objective * placed.copies)
+    rows = max(1, round(float(found.points.decode_batch[0])))
+    return Neighbour(drift, found.best[0], found.best[1], found.objective * placed.copies, rows)
 
 
-def _under(setting: Setting, best: Best, drift: float) -> tuple[Setting, Placed]:
-    workload = drifted(setting.workload, drift, setting.conditions.cache_tokens)
+def _under(setting: Setting, best: Best, drift: float, side: _Side = "output") -> tuple[Setting, Placed]:
+    most_input = setting.memory.max_prompt_tokens
+    workload = drifted(setting.workload, drift, setting.conditions.cache_tokens, side, most_input)
     other = make_setting(setting.request, workload)
     return other, again(other, best.placed)

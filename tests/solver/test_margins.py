@@ -8,14 +8,21 @@ import math
 import numpy as np
 import pytest
 
+from solver.facts.workload import merge
+from solver.search.margins import drifted, margins_of
+from solver.search.outcome import Tally
 from solver.search.proof.bounds import RraBounds
 from solver.search.proof.boxes import Boxes
 from solver.search.proof.branch_and_bound import search
 from solver.search.proof.envelopes import lower, upper
 from solver.search.proof.floors import floors_of
 from solver.search.proof.limits import Limits
+from solver.search.rra_search import limits_of, rra_evaluator, search_rra
+from solver.search.setting import make_setting
+from solver.search.uniform import again
 from solver.simulate.costs import Pipeline
 from solver.simulate.rra import evaluate_rra
+from tests.solver.search_cases import small_setting
 from tests.solver.test_branch_and_bound import MOST_ENCODE, MOST_ITERATIONS, make_instance
 
 BOX = (1, MOST_ENCODE), (1, MOST_ITERATIONS)
@@ -106,3 +113,44 @@ def test_bounds_hold_on_the_arrival_clock(delivery: str) -> None:
 def test_limits_within_a_band_are_tighter() -> None:
     limits = Limits(latency_s=2.0, tpot_s=0.1, memory_bytes=(5.0,)).within(0.25)
     assert (limits.latency_s, limits.ttft_s, limits.tpot_s, limits.memory_bytes) == (1.6, math.inf, 0.08, (5.0,))
+
+
+@pytest.mark.parametrize("seed", [5, 8])
+def test_controls_within_the_margins_keep_every_bound_on_the_plan_s_own_rows(seed: int) -> None:
+    setting = small_setting(seed)
+    best = search_rra(setting, Tally(0.0, math.inf), lambda *_: None).best
+    if best is None:
+        pytest.skip("no schedule keeps these bounds")
+    margins = margins_of(setting, best)
+    drifts = [each.output_drift for each in margins.neighbours]
+    assert drifts == sorted(drifts)
+    assert margins.mean_output_tokens == pytest.approx(setting.workload.mean_output)
+    assert margins.mean_input_tokens == setting.workload.mean_input
+    rows, iterations = int(best.points.max_rows[0]), int(best.points.decode_iterations[0])
+    for each in margins.neighbours:
+        if not margins.output_drift_low <= each.output_drift <= margins.output_drift_high:
+            continue
+        assert each.encode_batch is not None
+        assert each.decode_iterations is not None
+        assert each.decode_iterations <= iterations
+        workload = drifted(setting.workload, each.output_drift, setting.conditions.cache_tokens)
+        other = make_setting(setting.request, workload)
+        placed = again(other, best.placed)
+        evaluate = rra_evaluator(other, placed, best.encode_micro_batches, best.decode_micro_batches)
+        points = evaluate(np.array([each.encode_batch]), np.array([each.decode_iterations]))
+        assert limits_of(other, placed).kept(points).all()
+        assert points.max_rows[0] <= rows
+        assert each.throughput_rps == pytest.approx(float(points.throughput_rps[0]) * placed.copies)
+        assert each.decode_batch == max(1, round(float(points.decode_batch[0])))
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_lengths_drift_by_the_share_that_was_asked_for(side: str) -> None:
+    workload = merge("one", "", np.array([10, 30]), np.array([20, 8]), np.array([1.0, 3.0]))
+    longer = drifted(workload, 0.15, 1000, side)  # type: ignore[arg-type]
+    moved, kept = ("mean_input", "mean_output") if side == "input" else ("mean_output", "mean_input")
+    assert getattr(longer, moved) == pytest.approx(1.15 * getattr(workload, moved))
+    assert getattr(longer, kept) == pytest.approx(getattr(workload, kept))
+    short = drifted(workload, 0.5, 36, side, most_input=34)  # type: ignore[arg-type]
+    assert short.most_tokens <= 36
+    assert short.most_input <= 34
