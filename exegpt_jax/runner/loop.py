@@ -21,11 +21,12 @@ from exegpt_jax.engine.api import EncodeCall, Executor, PhaseCommand
 from exegpt_jax.runner import delivery
 from exegpt_jax.runner.batch import Batch, Queue
 from exegpt_jax.runner.events import Event, Reason
+from exegpt_jax.runner.figures import Figures
 from exegpt_jax.runner.limits import check
 from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.rows import Row
 from solver.plan.plan import Plan
-from solver.plan.timeline import Timeline, TimelineEntry
+from solver.plan.timeline import Predictor, Timeline, TimelineEntry
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,6 +64,12 @@ class Runner:
       executor: warm; used from this object's thread alone.
       on_events: called with each list of events, on that thread; must not block. What it raises is logged.
       clock: seconds; deadlines and arrivals use the same.
+      predictor: what the plan expects of each phase, for whoever reads the timeline.
+
+    Attributes:
+      plan: as given.
+      timeline: what the phases did.
+      figures: how long requests took.
     """
 
     def __init__(
@@ -71,9 +78,11 @@ class Runner:
         executor: Executor,
         on_events: Callable[[list[Event]], None],
         clock: Callable[[], float] = time.monotonic,
+        predictor: Predictor | None = None,
     ) -> None:
         self.plan = plan
-        self.timeline = Timeline()
+        self.timeline = Timeline(predictor=predictor)
+        self.figures = Figures()
         self._executor = executor
         self._on_events = on_events
         self._clock = clock
@@ -172,8 +181,9 @@ class Runner:
 
     def run_phase(self) -> bool:
         """Runs one phase, unless there is nothing to do. Not to be called while the thread runs."""
+        begun_s = self._clock()
         self._take_news()
-        command = self._batch.next_command(self._phases, self._waiting, self._clock())
+        command = self._batch.next_command(self._phases, self._waiting, begun_s)
         if command is None:
             return False
         self._phases += 1
@@ -182,6 +192,8 @@ class Runner:
         # Whatever a program or its device may raise costs the requests on it, never the loop.
         except Exception as error:
             self._recover(error)
+        else:
+            self.timeline.close(command.phase, self._clock() - begun_s)
         return True
 
     def _take_news(self) -> None:
@@ -231,7 +243,9 @@ class Runner:
     def _deliver(self, outcome: delivery.Outcome, now_s: float) -> None:
         self._tokens += outcome.tokens
         events: list[Event] = list(outcome.events)
-        events += [delivery.finished(row, reason, token, "", now_s) for row, reason, token in outcome.ended]
+        finished = [delivery.finished(row, reason, token, "", now_s) for row, reason, token in outcome.ended]
+        self.figures.count(finished)
+        events += finished
         self._close([row for row, _, _ in outcome.ended], events)
 
     def _recover(self, error: Exception) -> None:
@@ -293,4 +307,5 @@ def _encode_entry(phase: int, calls: tuple[EncodeCall, ...], dispatched_s: float
         tokens=sum(len(row.token_ids) for call in calls for row in call.rows),
         rows_bucket=max(call.rows_bucket for call in calls),
         tokens_bucket=max(call.tokens_bucket for call in calls),
+        calls=tuple((call.rows_bucket, call.tokens_bucket) for call in calls),
     )

@@ -1,6 +1,7 @@
 """What happened when: one format from simulator and runner, so that predicted and measured lie side by side.
 
-A Timeline keeps the last entries of a run and exports them as Chrome trace JSON, which ui.perfetto.dev opens.
+A Timeline keeps the last entries of a run and exports them as Chrome trace JSON, which ui.perfetto.dev opens. What the
+plan predicts for an entry is worked out when somebody reads it, so that it costs no phase any time.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import json
 import os
 import pathlib
 import statistics
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, Protocol
 
 Kind = Literal["encode", "decode", "move", "release"]
 
@@ -34,6 +35,8 @@ class TimelineEntry:
       tokens: prompt tokens encoded, or tokens generated.
       iterations: decode iterations that ran; 0 for other kinds.
       rows_bucket, tokens_bucket: the compiled shape; for several encode calls the largest.
+      calls: encode: compiled rows and tokens of each call.
+      predicted_s: what the plan's profile says that the stage works on it; None where nothing is predicted.
     """
 
     phase: int
@@ -46,6 +49,42 @@ class TimelineEntry:
     iterations: int = 0
     rows_bucket: int = 0
     tokens_bucket: int = 0
+    calls: tuple[tuple[int, int], ...] = ()
+    predicted_s: float | None = None
+
+
+class Predictor(Protocol):
+    """What a plan expects of phases; `solver.simulate.predicted` is one. Called by whoever reads a Timeline."""
+
+    def entry_s(self, entry: TimelineEntry) -> float | None:
+        """Seconds that the entry's stage works on it; None where it cannot be said."""
+        ...
+
+    def phase_s(self, entries: Sequence[TimelineEntry]) -> float | None:
+        """Seconds of a whole phase with these entries, from its beginning to that of the next."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseTime:
+    """One phase as a whole.
+
+    Attributes:
+      phase: running number.
+      measured_s: of the runner's whole turn, its own work included.
+      predicted_s: the same, predicted; None where nothing is.
+    """
+
+    phase: int
+    measured_s: float
+    predicted_s: float | None
+
+    @property
+    def error(self) -> float | None:
+        """Predicted / measured - 1."""
+        if self.predicted_s is None or self.measured_s <= 0:
+            return None
+        return self.predicted_s / self.measured_s - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +100,43 @@ class KindSummary:
 class Timeline:
     """A bounded record; the oldest entries fall out. One thread adds, any thread may read a copy."""
 
-    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
+    def __init__(self, capacity: int = DEFAULT_CAPACITY, predictor: Predictor | None = None) -> None:
         self._entries: collections.deque[TimelineEntry] = collections.deque(maxlen=capacity)
+        self._turns: collections.deque[tuple[int, float]] = collections.deque(maxlen=capacity)
+        self._predictor = predictor
 
     def add(self, entry: TimelineEntry) -> None:
         self._entries.append(entry)
+
+    def close(self, phase: int, turn_s: float) -> None:
+        """Ends a phase whose entries are all added; `turn_s`: what the runner took for it, from the end of the one
+        before (or of its waiting for requests) to now.
+        """
+        self._turns.append((phase, turn_s))
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[TimelineEntry]:
-        return iter(tuple(self._entries))
+        return map(self._predicted, tuple(self._entries))
+
+    def _predicted(self, entry: TimelineEntry) -> TimelineEntry:
+        if self._predictor is None or entry.predicted_s is not None:
+            return entry
+        predicted_s = self._predictor.entry_s(entry)
+        return entry if predicted_s is None else dataclasses.replace(entry, predicted_s=predicted_s)
+
+    def phases(self) -> list[PhaseTime]:
+        """Every phase that was closed and whose entries are kept."""
+        entries: dict[int, list[TimelineEntry]] = collections.defaultdict(list)
+        for entry in tuple(self._entries):
+            entries[entry.phase].append(entry)
+        predict = self._predictor
+        return [
+            PhaseTime(phase, turn_s, None if predict is None else predict.phase_s(entries[phase]))
+            for phase, turn_s in tuple(self._turns)
+            if phase in entries
+        ]
 
     def summary(self) -> dict[Kind, KindSummary]:
         """Means per kind, over what is kept."""

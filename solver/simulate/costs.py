@@ -79,6 +79,14 @@ class PlacedStage:
     last: bool
     link: Level | None
 
+    @property
+    def kind(self) -> str:
+        return self.unit.kind
+
+    @property
+    def tensor(self) -> int:
+        return self.unit.tensor
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:

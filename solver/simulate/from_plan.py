@@ -104,7 +104,7 @@ class _Builder:
     def level(self, first: Sequence[int], second: Sequence[int]) -> Level:
         """The farthest link between any two devices of the groups."""
         ends = [(self._device(a), self._device(b)) for a in first for b in second]
-        return max((_level(a, b) for a, b in ends), key=LEVELS.index)
+        return max((level_of(a, b) for a, b in ends), key=LEVELS.index)
 
     def _device(self, number: int) -> Device:
         if not 0 <= number < len(self._devices):
@@ -130,7 +130,8 @@ class _Builder:
         return self._units[key]
 
 
-def _level(a: Device, b: Device) -> Level:
+def level_of(a: Device, b: Device) -> Level:
+    """The link between two devices."""
     if a.host != b.host:
         return "pod"
     return "island" if a.island == b.island else "host"

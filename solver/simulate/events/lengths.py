@@ -8,96 +8,37 @@ that the runner uses, `solver.plan.packing` and `solver.plan.buckets`.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
-from solver.facts.cluster import Cluster
-from solver.facts.model_spec import LayerKind, ModelSpec
-from solver.facts.profile import Profile, Table
 from solver.facts.workload import Floats, Ints
 from solver.plan.buckets import Buckets, attended_tokens, round_up
-from solver.plan.memory import dtype_bytes
 from solver.plan.packing import pack
-from solver.simulate.costs import Pipeline, PlacedStage
+from solver.simulate.costs import Pipeline
+from solver.simulate.events.calls import CallTimes
 from solver.simulate.events.costs import DecodePhase, WorkloadCosts, split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class BatchSource:
+class BatchSource(CallTimes):
     """Where costs of actual batches come from.
 
     Attributes:
-      profiles: by device kind.
-      spec: of the model, for its layer kinds and sizes.
-      cluster: for its links.
       buckets: the plan's compiled shapes, which a padded profile needs.
     """
 
-    profiles: Mapping[str, Profile]
-    spec: ModelSpec
-    cluster: Cluster
     buckets: Buckets | None = None
 
     def costs(self, pipeline: Pipeline, most_decode: int) -> LengthCosts | BucketCosts:
         """The source for one pipeline; `most_decode`: decode iterations that the runner allows an answer."""
-        padded = any(self.profiles[stage.unit.kind].padded for stage in pipeline.stages)
+        padded = any(self.profiles[stage.kind].padded for stage in pipeline.stages)
         if not padded:
             return LengthCosts(pipeline, self)
         if self.buckets is None:
             raise ValueError("buckets: a profile of padded shapes needs the plan's")
         return BucketCosts(pipeline, most_decode, self, self.buckets)
-
-    def encode_s(self, stage: PlacedStage, rows: float, tokens: float) -> float:
-        """Layers, embedding and head of one stage on an encode call of `rows` x `tokens`."""
-        profile = self.profiles[stage.unit.kind]
-        spent = self._layers_s(stage, "encode", rows, tokens)
-        end = profile.end(stage.unit.tensor)
-        if stage.first:
-            spent += _at(end.embed, rows * tokens, 0.0)
-        return spent
-
-    def decode_s(self, stage: PlacedStage, rows: float, attended: float) -> float:
-        """One iteration on one stage, hand-over included."""
-        profile = self.profiles[stage.unit.kind]
-        spent = self._layers_s(stage, "decode", rows, attended)
-        end = profile.end(stage.unit.tensor)
-        if stage.first:
-            spent += _at(end.embed, rows, 0.0)
-        if stage.last:
-            return spent + _at(end.head, rows, 0.0) + (0.0 if profile.phase_s else profile.dispatch_s)
-        return spent + self._move_s(stage, rows)
-
-    def leave_s(self, stage: PlacedStage, rows: float, tokens: float) -> float:
-        """What an encode call ends with: the head over `rows`, or `tokens` handed to the next stage; its dispatch."""
-        profile = self.profiles[stage.unit.kind]
-        if stage.last:
-            return _at(profile.end(stage.unit.tensor).head, rows, 0.0) + profile.dispatch_s
-        return self._move_s(stage, tokens)
-
-    def _move_s(self, stage: PlacedStage, tokens: float) -> float:
-        profile = self.profiles[stage.unit.kind]
-        if stage.link is None:
-            return 0.0
-        size = tokens * self.spec.hidden_size * dtype_bytes(profile.dtype)
-        return float(self.cluster.link(stage.link).transfer_s(size)) + profile.dispatch_s
-
-    def _layers_s(self, stage: PlacedStage, phase: str, rows: float, second: float) -> float:
-        profile = self.profiles[stage.unit.kind]
-        mean = 0.0
-        for kind, share in self._kinds.items():
-            times = profile.layer(stage.unit.tensor, kind)
-            mean += share * _at(times.encode if phase == "encode" else times.decode, rows, second)
-        return stage.layers * mean
-
-    @functools.cached_property
-    def _kinds(self) -> dict[LayerKind, float]:
-        counts = collections.Counter(self.spec.layer_kinds())
-        return {kind: count / self.spec.num_layers for kind, count in counts.items()}
 
 
 class LengthCosts(WorkloadCosts):
@@ -171,8 +112,3 @@ class BucketCosts(WorkloadCosts):
                 self._source.decode_s(stage, rows / parts, attended) for stage in self.pipeline.stages
             ]
         return self._known_decodes[key]
-
-
-def _at(table: Table, first: float, second: float) -> float:
-    """Nothing costs less than the smallest sizes measured."""
-    return float(table.at(max(first, table.first[0]), max(second, table.second[0])))

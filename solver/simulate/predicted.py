@@ -1,0 +1,157 @@
+"""The plan's prediction of each phase that ran, in the shapes that it ran in: the event simulation's own times.
+
+A Timeline asks when somebody reads it. Phases repeat a few shapes, so each is looked up once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from solver.facts.cluster import LEVELS, Cluster, Level
+from solver.facts.model_spec import ModelSpec
+from solver.facts.profile import Profile
+from solver.plan.plan import Plan
+from solver.plan.schedule import StageSpec
+from solver.plan.timeline import TimelineEntry
+from solver.simulate.events.calls import CallTimes
+from solver.simulate.events.clock import Clock
+from solver.simulate.from_plan import TOKEN_BYTES, level_of
+
+Shape = tuple[int, int]
+"""Compiled rows and tokens of an encode call, or rows and attended positions of a decode call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A stage of the plan, as `solver.simulate.events.calls.Place` says."""
+
+    kind: str
+    tensor: int
+    layers: int
+    first: bool
+    last: bool
+    link: Level | None
+
+
+class PhasePredictor:
+    """A `solver.plan.timeline.Predictor` from the profiles that a plan was made from.
+
+    Args:
+      plan: its stages, on devices of `cluster`.
+      spec: of the model.
+      profiles: one for each device kind that the plan uses.
+      cluster: what the plan's devices are numbers of.
+
+    Raises:
+      ValueError: the cluster or the profiles lack what the plan stands on.
+    """
+
+    def __init__(self, plan: Plan, spec: ModelSpec, profiles: Sequence[Profile], cluster: Cluster) -> None:
+        by_kind = {profile.device_kind: profile for profile in profiles}
+        self._times = CallTimes(by_kind, spec, cluster)
+        self._phase_s = max(profile.phase_s for profile in profiles)
+        stages = plan.schedule.stages
+        self._encode = tuple(index for index, stage in enumerate(stages) if stage.role != "decode")
+        self._decode = tuple(index for index, stage in enumerate(stages) if stage.role != "encode")
+        self._places: dict[int, _Place] = {}
+        for indices in (self._encode, self._decode):
+            self._places |= _places(stages, indices, by_kind, cluster)
+        self._return_s = 0.0
+        if len(self._decode) > 1:
+            back = _link(stages[self._decode[-1]], stages[self._decode[0]], cluster)
+            self._return_s = float(cluster.link(back).transfer_s(TOKEN_BYTES))
+        self._encode_s = functools.cache(self._encode_call_s)
+        self._decode_s = functools.cache(self._iteration_s)
+        self._whole_s = functools.cache(self._whole_phase_s)
+
+    def entry_s(self, entry: TimelineEntry) -> float | None:
+        """Calls of an encode entry; iterations of a decode entry, whose first stage also carries what a phase costs
+        beside its calls.
+        """
+        if entry.stage not in self._places or not entry.rows_bucket:
+            return None
+        if entry.kind == "encode":
+            return sum(self._encode_s(entry.stage, *call) for call in _calls(entry))
+        if entry.kind == "decode":
+            fixed_s = self._phase_s if entry.stage == self._decode[0] else 0.0
+            return fixed_s + entry.iterations * self._decode_s(entry.stage, entry.rows_bucket, entry.tokens_bucket)
+        return None
+
+    def phase_s(self, entries: Sequence[TimelineEntry]) -> float | None:
+        """Encode, then decode, each through its stages in micro-batches; side by side where their stages are apart."""
+        encoded = [entry for entry in entries if entry.kind == "encode" and entry.stage == self._encode[0]]
+        decoded = [entry for entry in entries if entry.kind == "decode" and entry.stage == self._decode[0]]
+        if not (encoded or decoded) or not all(entry.rows_bucket for entry in (*encoded, *decoded)):
+            return None
+        calls = tuple(call for entry in encoded for call in _calls(entry))
+        parts = tuple((entry.rows_bucket, entry.tokens_bucket) for entry in decoded)
+        return self._whole_s(calls, parts, max((entry.iterations for entry in decoded), default=0))
+
+    def _whole_phase_s(self, calls: tuple[Shape, ...], parts: tuple[Shape, ...], iterations: int) -> float:
+        together = self._encode == self._decode
+        encode_s = self._encode_phase_s(calls)
+        begin_s = encode_s if together else 0.0
+        decode_s = self._decode_phase_s(parts, iterations, begin_s)
+        return max(encode_s, decode_s)
+
+    def _encode_phase_s(self, calls: tuple[Shape, ...]) -> float:
+        clock = Clock(len(self._encode), 0.0)
+        if calls:
+            clock.encode(np.array([[self._encode_s(stage, *call) for stage in self._encode] for call in calls]), 0.0)
+        return clock.idle_s
+
+    def _decode_phase_s(self, parts: tuple[Shape, ...], iterations: int, begin_s: float) -> float:
+        if not parts or not iterations:
+            return begin_s
+        clock = Clock(len(self._decode), self._return_s, begin_s)
+        one = np.array([[self._decode_s(stage, *part) for stage in self._decode] for part in parts])
+        ready_s = [begin_s + self._phase_s] * len(parts)
+        return float(clock.decode(np.broadcast_to(one, (iterations, *one.shape)), ready_s)[-1].max()) - self._return_s
+
+    def _encode_call_s(self, stage: int, rows: int, tokens: int) -> float:
+        place = self._places[stage]
+        return self._times.encode_s(place, rows, tokens) + self._times.leave_s(place, rows, rows * tokens)
+
+    def _iteration_s(self, stage: int, rows: int, attended: int) -> float:
+        return self._times.decode_s(self._places[stage], rows, attended)
+
+
+def _calls(entry: TimelineEntry) -> tuple[Shape, ...]:
+    return entry.calls or ((entry.rows_bucket, entry.tokens_bucket),)
+
+
+def _places(
+    stages: Sequence[StageSpec], indices: Sequence[int], profiles: Mapping[str, Profile], cluster: Cluster
+) -> dict[int, _Place]:
+    """The stages of one pipeline, by their index in the plan."""
+    found = {}
+    for at, index in enumerate(indices):
+        stage, last = stages[index], at == len(indices) - 1
+        kind = cluster.devices()[_known(stage.devices, cluster)].kind
+        if kind not in profiles:
+            raise ValueError(f"profile: none for device kind {kind}; give it with --profile")
+        profiles[kind].end(stage.tensor)
+        layers = stage.layers[1] - stage.layers[0]
+        link = None if last else _link(stage, stages[indices[at + 1]], cluster)
+        found[index] = _Place(kind, stage.tensor, layers, at == 0, last, link)
+    return found
+
+
+def _link(first: StageSpec, second: StageSpec, cluster: Cluster) -> Level:
+    """The farthest between any two of their devices."""
+    devices = cluster.devices()
+    _known((*first.devices, *second.devices), cluster)
+    return max((level_of(devices[a], devices[b]) for a in first.devices for b in second.devices), key=LEVELS.index)
+
+
+def _known(numbers: Iterable[int], cluster: Cluster) -> int:
+    """The first of them; raises ValueError where one is not in the cluster."""
+    listed = list(numbers)
+    count = len(cluster.devices())
+    if max(listed) >= count:
+        raise ValueError(f"stages: device {max(listed)} is not in cluster {cluster.name}, which has {count}")
+    return listed[0]
