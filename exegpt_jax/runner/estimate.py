@@ -13,11 +13,14 @@ Prompts are known at once and are simply counted, in the phase that encodes them
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
 from solver.facts.histogram import Histogram
 from solver.facts.workload import Floats, Ints
+
+FirstToken = Literal["encode", "decode"]
 
 # Rows that end while a count fades by half: about 2.6% of error in the mean of lengths that vary by half of it.
 HALF_LIFE = 256.0
@@ -67,7 +70,8 @@ class Estimate:
       inputs, outputs: of lengths in tokens.
       output_error: standard error of the mean output (Greenwood's).
       unseen: share of requests that are longer than anything seen; they count as the longest seen.
-      requests: faded count of rows that ended.
+      requests, prompts: faded counts of rows that ended and of prompts.
+      first_token: who emits it (`solver.facts.model_spec`): D = S - 1 decode iterations under "encode", S under "decode".
     """
 
     inputs: Histogram
@@ -75,15 +79,17 @@ class Estimate:
     output_error: float
     unseen: float
     requests: float
+    prompts: float
+    first_token: FirstToken = "encode"
 
     @property
     def mean_input2(self) -> float:
         """E[I^2]."""
         return float(self.inputs.share @ self.inputs.lengths.astype(np.float64) ** 2)
 
-    def mean_periods(self, decode_iterations: int, first_token: str = "encode") -> float:
-        """E[ceil(D / N)]: phases that a row lives (scheduling.md, 2.2); D = S - 1 where encode emits a token."""
-        decode = self.outputs.lengths - (1 if first_token == "encode" else 0)
+    def mean_periods(self, decode_iterations: int) -> float:
+        """E[ceil(D / N)]: phases that a row lives (scheduling.md, 2.2)."""
+        decode = self.outputs.lengths - (1 if self.first_token == "encode" else 0)
         return float(self.outputs.share @ -(-decode // decode_iterations))
 
 
@@ -108,10 +114,10 @@ def observed(tables: Tables, seen: Seen, half_life: float = HALF_LIFE) -> Tables
     )
 
 
-def estimated(tables: Tables) -> Estimate | None:
-    """The distribution that the tables tell; None before any row has ended."""
+def estimated(tables: Tables, first_token: FirstToken = "encode") -> Estimate | None:
+    """The distribution that the tables tell; None before any row has ended and any prompt was encoded."""
     seen = np.flatnonzero(tables.produced > 0)
-    if not len(seen) or tables.requests <= 0:
+    if not len(seen) or tables.requests <= 0 or not tables.prompts.any():
         return None
     produced, ended = tables.produced[: seen[-1] + 1], tables.ended[: seen[-1] + 1]
     hazard = np.divide(ended, produced, out=np.zeros_like(ended), where=produced > 0).clip(0.0, 1.0)
@@ -128,6 +134,8 @@ def estimated(tables: Tables) -> Estimate | None:
         output_error=_error(hazard, produced, beyond),
         unseen=unseen,
         requests=tables.requests,
+        prompts=float(tables.prompts.sum()),
+        first_token=first_token,
     )
 
 
