@@ -65,9 +65,10 @@ class CacheSpec:
         )
         return ((keys, values),) * self.layers
 
-    def shapes(self, rows: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of one layer's keys and values."""
-        return (rows, self.kv_heads, self.head_dim, length), (rows, self.kv_heads, length, self.head_dim)
+    def shapes(self, rows: int, length: int, heads: int | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of one layer's keys and values, or of some heads of them."""
+        heads = heads or self.kv_heads
+        return (rows, heads, self.head_dim, length), (rows, heads, length, self.head_dim)
 
 
 def alloc(spec: CacheSpec, rows: int, length: int) -> Layers:

@@ -109,10 +109,7 @@ class Recipes:
     def _inserts(self) -> Iterator[_Entry]:
         rows = self._plan.schedule.max_rows
         cache, state = self._cache(rows), self._rows(rows)
-        buckets = self._plan.buckets
-        shapes = {(new, tokens) for new in buckets.encode_rows for tokens in buckets.encode_tokens}
-        shapes |= {(1, context) for context in self.chunk_contexts()}
-        for new, tokens in sorted(shapes):
+        for new, tokens in self.payload_shapes():
             function = jax.jit(self._steps.insert, donate_argnums=0, out_shardings=self._placed((cache, state)))
             arguments = (cache, state, self._payload(new, tokens), self._ints(new))
             yield ("insert", new, tokens), f"insert {new} rows x {tokens} tokens", function, arguments
@@ -133,6 +130,12 @@ class Recipes:
                 )
                 arguments = (self._params, cache, state, self._ints(), rows, tokens)
                 yield ("decode", rows, tokens), f"decode {rows} rows x {tokens} tokens", function, arguments
+
+    def payload_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(rows, positions) of every payload that encode programs make."""
+        buckets = self._plan.buckets
+        shapes = {(new, tokens) for new in buckets.encode_rows for tokens in buckets.encode_tokens}
+        return tuple(sorted(shapes | {(1, context) for context in self.chunk_contexts()}))
 
     def chunk_contexts(self) -> tuple[int, ...]:
         """Lengths that a prompt in chunks may have: none where every prompt fits one call."""
