@@ -4,8 +4,11 @@ The Runner decides; an Executor does. Once per phase the Runner sends one `Phase
 which it reads the first tokens as soon as the encode part is ready and the decoded block when the whole phase is.
 Nothing here holds a device array, so an Executor can stand in another process.
 
-A slot is the number of a row in the key/value cache. A phase runs in this order: drop, release, move, encode (each call
-inserts its rows that are complete), decode.
+A slot is the number of a row in the key/value cache. A phase runs in this order: drop, release, move, insert, encode
+(each call inserts its rows that are complete), decode.
+
+Where encode devices and decode devices are apart, complete rows get no slot yet: their payloads are handed over, and a
+later phase inserts them. What either kind of devices does is dispatched as a phase of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ MAX_STOP_IDS = 16
 MAX_LOGIT_BIAS = 64
 MAX_LOGPROBS = 20
 NO_SLOT = -1
+NO_SLOT_YET = -2
 
 
 class EngineError(RuntimeError):
@@ -66,7 +70,8 @@ class EncodeRow:
       request: the runner's number for the request; payloads of unfinished prompts are kept under it.
       token_ids: this chunk of the prompt; a resumed request's earlier output follows its prompt.
       start: position of the chunk's first token.
-      slot: row of the cache that receives the finished prompt; NO_SLOT while chunks remain.
+      slot: row of the cache that receives the finished prompt; NO_SLOT while chunks remain; NO_SLOT_YET where its
+        payload is handed over and inserted later.
       generated: how many tokens before the next one are output (resume); they count towards max_tokens and penalties.
       sampling: the request's parameters.
     """
@@ -111,11 +116,12 @@ class PhaseCommand:
 
     Attributes:
       phase: running number.
-      drop: requests whose unfinished payloads are freed.
+      drop: requests whose payloads, unfinished or not inserted, are freed.
       release: slots freed.
       moves: (from, to) slots, for compaction; targets are free after `release`, no slot stands twice.
       encode: calls in order.
       decode: the decode call, if any.
+      insert: (request, slot): payloads that were handed over enter slots, which are free after `moves`.
     """
 
     phase: int
@@ -124,6 +130,7 @@ class PhaseCommand:
     moves: tuple[tuple[int, int], ...] = ()
     encode: tuple[EncodeCall, ...] = ()
     decode: DecodeCall | None = None
+    insert: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +188,22 @@ class Pending(Protocol):
     def decoded(self) -> DecodeResult | None: ...
 
 
+class Travelling(Pending, Protocol):
+    """A phase under way whose payloads are handed over. The first two tell without blocking."""
+
+    def is_encoded(self) -> bool:
+        """Whether `encoded` would not block."""
+        ...
+
+    def has_arrived(self) -> bool:
+        """Whether every payload is on the decode devices."""
+        ...
+
+    def arrive(self) -> None:
+        """Blocks until then."""
+        ...
+
+
 class Executor(Protocol):
     """Runs phases in order on the devices it owns. Called from the Runner's thread only."""
 
@@ -198,4 +221,20 @@ class Executor(Protocol):
 
     def compilations(self) -> int:
         """Programs compiled since it was warm: none, in good order."""
+        ...
+
+
+class ApartExecutor(Executor, Protocol):
+    """Encodes and decodes on devices apart; a phase has encode calls or what decode devices do, not both.
+
+    Attributes:
+      buffer_bytes: of keys and values that may be under way to any decode device.
+    """
+
+    buffer_bytes: int
+
+    def dispatch(self, command: PhaseCommand) -> Travelling: ...
+
+    def payload_bytes(self, rows: int, tokens: int) -> int:
+        """Keys and values of a payload on the decode device that gets most of them, until it is inserted."""
         ...

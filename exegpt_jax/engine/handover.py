@@ -94,8 +94,3 @@ def checksum(payload: Payload, spec: ModelSpec) -> str:
     for array in jax.tree.leaves(payload.rows):
         found.update(np.asarray(array).tobytes())
     return found.hexdigest()
-
-
-def arrived(payload: Payload) -> bool:
-    """Whether all of it is there."""
-    return all(array.is_ready() for array in jax.tree.leaves(payload))

@@ -17,6 +17,7 @@ from exegpt_jax.engine.cache import CacheSpec
 from exegpt_jax.engine.compiling import forbid_compilations
 from exegpt_jax.engine.handover import HandOver, checksum
 from exegpt_jax.engine.head_routes import head_routes
+from exegpt_jax.engine.results import ready
 from exegpt_jax.engine.sampling import Counts, pack
 from exegpt_jax.engine.state import Payload, Rows
 from exegpt_jax.sharding.mesh import make_mesh
@@ -145,9 +146,9 @@ def test_nothing_is_waited_for(senders: int, receivers: int) -> None:
     compute = jax.jit(late, out_shardings=jax.tree.map(lambda x: x.sharding, payload))
     for steps in (1, 100, 1000, 10_000):
         there = road.send(compute(payload, np.int32(steps)))
-        under_way = not handover.arrived(there)
+        under_way = not ready(there)
         assert checksum(there, spec) == checksum(payload, spec)
-        assert handover.arrived(there)
+        assert ready(there)
         if under_way:
             return
     raise AssertionError("the hand-over waits for its payload")
