@@ -13,6 +13,7 @@ import numpy as np
 
 from solver.facts.cluster import Link
 from solver.facts.workload import Floats, Ints
+from solver.plan.under_way import BUFFERS
 from solver.simulate.costs import Pipeline, UnitCosts
 from solver.simulate.iteration import iterations_s
 from solver.simulate.latency import percentiles
@@ -179,13 +180,14 @@ def _memory(
     max_rows: Ints,
     tokens: Floats,
 ) -> Floats:
-    """Encode devices hold two batches to hand over, as long as the longest prompt, where decode devices hold rows."""
+    """Either side may hold the buffers: batches on their way, each prompt as long as the longest."""
     most = lengths.workload.most_tokens
     encode = candidate_bytes(split.encode, conditions, memory, "encode", max_rows, batch, tokens, most)
-    held = np.array([stage.layers * stage.unit.cache_token_bytes for stage in split.encode.stages], np.float64)
-    buffers = 2.0 * batch * lengths.workload.most_input * held[:, None]
     decode = candidate_bytes(split.decode, conditions, memory, "decode", max_rows, np.ones_like(batch), tokens, most)
-    return np.concatenate([encode + buffers, decode])
+    stages = (*split.encode.stages, *split.decode.stages)
+    held = np.array([stage.layers * stage.unit.cache_token_bytes for stage in stages], np.float64)
+    buffers = float(BUFFERS) * batch * lengths.workload.most_input * held[:, None]
+    return np.concatenate([encode, decode]) + buffers
 
 
 def waa_split(

@@ -15,6 +15,7 @@ import numpy as np
 from solver.plan.correction import corrected_batch, most_encoded
 from solver.plan.schedule import Schedule
 from solver.plan.timeline import Timeline
+from solver.plan.under_way import most_batches
 from solver.simulate.events.arrivals import Demand
 from solver.simulate.events.clock import Clock
 from solver.simulate.events.costs import Costs, DecodePhase
@@ -22,9 +23,6 @@ from solver.simulate.events.outcome import Outcome
 from solver.simulate.events.queue import Queue, Room
 from solver.simulate.events.record import Moments, Phase, Totals, Work, note, outcome_of
 from solver.simulate.events.rows import Rows
-
-# Batches that encode devices hold at once beside those that their stages work on: a double buffer.
-BUFFERS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +68,7 @@ class ApartLoop:
         self._queue, self._rows = Queue(demand, Room(2**62)), Rows()
         self._flying: collections.deque[Payload] = collections.deque()
         # When a buffer of the encode side fell free, for batches to come.
-        self._buffer_s: collections.deque[float] = collections.deque([0.0] * (BUFFERS + encode.stages))
+        self._buffer_s: collections.deque[float] = collections.deque([0.0] * most_batches(encode.stages))
         self._phases: list[Phase] = []
         self._done_s: list[float] = []
         self._start_s, self._encoded_s = np.zeros(len(demand)), np.zeros(len(demand))
