@@ -2,8 +2,9 @@
 
 A pure function of the plan, of what is in force, and of the estimate. Within the margins the planner has worked out
 controls for every drift that it tried (`solver.search.margins`); of those for lengths at least as long as the estimate,
-the nearest are taken, so that bounds that they keep are kept. Where a plan promises nothing (flags made it), B_E follows
-the lengths so that the planned decode batch is held (Little's law). No drift is believed that its own error explains.
+the nearest are taken, so that bounds that they keep are kept. Where a plan promises nothing (flags made it), B_E
+follows the lengths so that the planned decode batch is held (Little's law). No drift is believed that its own error
+explains.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LEAST_REQUESTS = 64
 SURE = 3.0
 # Drifts up to this ask for no new plan, however narrow the margins are.
 LEAST_MARGIN = 0.05
-# A drift that far behind an entry of the table is still served by it.
+# A drift that far behind an entry of the table is still served by it, and a mean that moved by less has not moved.
 _TOLERANCE = 0.02
 # Share of requests that may be longer than anything seen.
 _MOST_UNSEEN = 0.05
@@ -107,7 +108,7 @@ def decide(plan: Plan, in_force: Schedule, means: Means, estimate: Estimate | No
     if used > 1:
         reason = f"the drift takes {used:.2f} times the margins"
         return dataclasses.replace(decision, kind="beyond", schedule=schedule, means=now, reason=reason)
-    if _controls(schedule) == _controls(in_force):
+    if controls(schedule) == controls(in_force):
         return dataclasses.replace(decision, reason="the controls in force are the best within the margins")
     reason = "within the margins" if plan.margins is not None else "no margins are known; the decode batch is held"
     return dataclasses.replace(decision, kind="adjust", schedule=schedule, means=now, reason=reason)
@@ -118,7 +119,7 @@ def _drift(now: float, planned: float | None) -> float | None:
 
 
 def _moved(now: float, before: float | None, error: float) -> bool:
-    return before is None or abs(now - before) > SURE * error
+    return before is None or abs(now - before) > max(SURE * error, _TOLERANCE * before)
 
 
 def _used(
@@ -137,7 +138,8 @@ def _used(
     return used
 
 
-def _controls(schedule: Schedule) -> tuple[int, int, int]:
+def controls(schedule: Schedule) -> tuple[int, int, int]:
+    """What is adjusted: B_E, N_D and B_D; bands follow."""
     return schedule.encode_batch, schedule.decode_iterations, schedule.decode_batch
 
 

@@ -7,6 +7,7 @@ The Batch knows which request sits in which slot and whose prompt is half encode
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 
 from exegpt_jax.engine.api import DecodeCall, PhaseCommand
@@ -29,9 +30,15 @@ class Batch:
       slots: rows whose prompt is encoded, by slot.
       encoding: admitted rows whose prompt is not wholly encoded, by number, in order of arrival.
       schedule: in force: the plan's, or its neighbour that the traffic asks for.
+      holding: nobody is admitted, since another plan is to take over.
     """
 
     def __init__(self, plan: Plan) -> None:
+        self.holding = False
+        self._take(plan)
+        self._clear()
+
+    def _take(self, plan: Plan) -> None:
         if plan.schedule.policy not in POLICIES:
             raise ValueError(
                 f"policy: {plan.schedule.policy!r} is not executed yet; choose one of {', '.join(POLICIES)}"
@@ -39,7 +46,6 @@ class Batch:
         self._plan = plan
         self.schedule: Schedule = plan.schedule
         self._decide = POLICIES[plan.schedule.policy]
-        self._clear()
 
     def _clear(self) -> None:
         self.slots = Slots(self._plan.schedule.max_rows)
@@ -67,6 +73,28 @@ class Batch:
         """The devices have lost everything."""
         self._clear()
 
+    def can_give_way(self, max_rows: int, *, carried: bool) -> bool:
+        """Whether a plan with so many rows can take over now: with the rows that are here, or only without any."""
+        if not carried:
+            return not self.rows
+        return not self.encoding and len(self.slots.rows) <= max_rows
+
+    def settle(self, phase: int, max_rows: int) -> PhaseCommand | None:
+        """What the devices have to hear before another plan takes over: ends, and rows that must move below
+        `max_rows`.
+        """
+        moves = self.slots.compact(max_rows) if self.slots.highest > max_rows else ()
+        release, self._to_release = tuple(self._to_release), []
+        drop, self._to_drop = tuple(self._to_drop), []
+        return PhaseCommand(phase, drop, release, moves) if release or drop or moves else None
+
+    def go_on_under(self, plan: Plan) -> None:
+        """Another plan takes over, with the rows that are here."""
+        self._take(plan)
+        self.slots = self.slots.resized(plan.schedule.max_rows)
+        self._held = self.slots.highest
+        self.holding = False
+
     def next_command(self, phase: int, waiting: Queue, now_s: float) -> PhaseCommand | None:
         """Admits rows from `waiting` as the policy says and puts the phase into words; None if nothing is to do."""
         promised = len(self.encoding)
@@ -76,6 +104,8 @@ class Batch:
         first = itertools.islice(waiting.values(), most_encoded(self.schedule))
         prompts = tuple(len(row.source_ids) for row in first)
         decision = self._decide(self.schedule, View(len(waiting), promised, live, free, prompts, self._deferrals))
+        if self.holding:
+            decision = dataclasses.replace(decision, admit=0)
         self._deferrals = deferrals_after(self._deferrals, len(waiting), free, decision.admit)
         moves = self._compact(decision)
         for _ in range(decision.admit):

@@ -71,7 +71,7 @@ class Estimate:
       output_error: standard error of the mean output (Greenwood's).
       unseen: share of requests that are longer than anything seen; they count as the longest seen.
       requests, prompts: faded counts of rows that ended and of prompts.
-      first_token: who emits it (`solver.facts.model_spec`): D = S - 1 decode iterations under "encode", S under "decode".
+      first_token: who emits it: an answer takes D = S - 1 decode iterations under "encode", S under "decode".
     """
 
     inputs: Histogram
@@ -120,9 +120,11 @@ def estimated(tables: Tables, first_token: FirstToken = "encode") -> Estimate | 
     if not len(seen) or tables.requests <= 0 or not tables.prompts.any():
         return None
     produced, ended = tables.produced[: seen[-1] + 1], tables.ended[: seen[-1] + 1]
-    hazard = np.divide(ended, produced, out=np.zeros_like(ended), where=produced > 0).clip(0.0, 1.0)
+    hazard = np.zeros(len(ended))
+    np.divide(ended, produced, out=hazard, where=produced > 0)
+    np.clip(hazard, 0.0, 1.0, out=hazard)
     # P(S > s) for s = 0 .. ; its sum is the mean.
-    beyond = np.cumprod(1.0 - hazard)
+    beyond = np.asarray(np.cumprod(1.0 - hazard), np.float64)
     share = -np.diff(beyond, prepend=1.0)
     unseen = float(beyond[-1])
     share[-1] += unseen

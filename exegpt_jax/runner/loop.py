@@ -22,6 +22,7 @@ from exegpt_jax.runner import delivery
 from exegpt_jax.runner.batch import Batch, Queue
 from exegpt_jax.runner.events import Event, Reason
 from exegpt_jax.runner.figures import Figures
+from exegpt_jax.runner.follow import Follower, Successor
 from exegpt_jax.runner.limits import check
 from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.rows import Row
@@ -65,9 +66,10 @@ class Runner:
       on_events: called with each list of events, on that thread; must not block. What it raises is logged.
       clock: seconds; deadlines and arrivals use the same.
       predictor: what the plan expects of each phase, for whoever reads the timeline.
+      follower: follows the traffic, with other schedules and other plans; None: the plan as it stands, for good.
 
     Attributes:
-      plan: as given.
+      plan: in force.
       timeline: what the phases did.
       figures: how long requests took.
     """
@@ -79,8 +81,10 @@ class Runner:
         on_events: Callable[[list[Event]], None],
         clock: Callable[[], float] = time.monotonic,
         predictor: Predictor | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.plan = plan
+        self.follower = follower
         self.timeline = Timeline(predictor=predictor)
         self.figures = Figures()
         self._executor = executor
@@ -93,6 +97,7 @@ class Runner:
         self._cancelled: set[str] = set()
         self._live: dict[str, Row] = {}
         self._stopping = False
+        self._nudged = False
         self._thread: threading.Thread | None = None
         # The loop's own.
         self._waiting: Queue = Queue()
@@ -100,6 +105,10 @@ class Runner:
         self._batch = Batch(plan)
         self._phases = self._failed = self._finished = self._tokens = 0
         self._broken = False
+        # When the batch began to hold for another plan.
+        self._holding_s: float | None = None
+        if follower is not None:
+            follower.attach(clock, self._nudge)
 
     # Who asks.
 
@@ -137,8 +146,16 @@ class Runner:
         self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
         self._thread.start()
 
+    def _nudge(self) -> None:
+        """Wakes an idle loop: another plan is ready."""
+        with self._wake:
+            self._nudged = True
+            self._wake.notify_all()
+
     def stop(self) -> None:
         """Ends after the phase under way; what is left gets an abort event."""
+        if self.follower is not None:
+            self.follower.stop()
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
@@ -170,7 +187,7 @@ class Runner:
             with self._wake:
                 if not ran:
                     # Deadlines matter only while something is asked; an idle runner has none.
-                    self._wake.wait_for(lambda: self._inbox or self._cancelled or self._stopping)
+                    self._wake.wait_for(lambda: self._inbox or self._cancelled or self._nudged or self._stopping)
                 if self._stopping:
                     break
         self._leave()
@@ -183,6 +200,8 @@ class Runner:
         """Runs one phase, unless there is nothing to do. Not to be called while the thread runs."""
         begun_s = self._clock()
         self._take_news()
+        if self.follower is not None:
+            self._follow(self.follower)
         command = self._batch.next_command(self._phases, self._waiting, begun_s)
         if command is None:
             return False
@@ -193,12 +212,58 @@ class Runner:
         except Exception as error:
             self._recover(error)
         else:
-            self.timeline.close(command.phase, self._clock() - begun_s)
+            turn_s = self._clock() - begun_s
+            self.timeline.close(command.phase, turn_s)
+            if self.follower is not None:
+                self.follower.phase_took(turn_s)
         return True
+
+    def _follow(self, follower: Follower) -> None:
+        """Another schedule, or another plan, if the traffic asks for it."""
+        schedule = follower.at_boundary(self._phases, self._executor)
+        if schedule is not None:
+            self._batch.schedule = schedule
+        successor = follower.successor
+        if successor is None:
+            return
+        if self._batch.can_give_way(successor.plan.schedule.max_rows, carried=successor.carries):
+            self._swap(follower, successor)
+        else:
+            self._batch.holding = True
+            self._holding_s = self._holding_s or self._clock()
+
+    def _swap(self, follower: Follower, successor: Successor) -> None:
+        """The successor takes over, between two phases. Nobody is lost: where it fails, the plan in force goes on."""
+        begun_s, plan = self._clock(), successor.plan
+        carried = len(self._batch.rows)
+        held_s = 0.0 if self._holding_s is None else begun_s - self._holding_s
+        self._holding_s, self._batch.holding = None, False
+        command = self._batch.settle(self._phases, plan.schedule.max_rows)
+        if command is not None:
+            self._phases += 1
+            try:
+                self._executor.dispatch(command)
+            # As in any phase.
+            except Exception as error:
+                follower.swap_failed(self._phases, error)
+                self._recover(error)
+                return
+        try:
+            executor = successor.take_over(self._executor)
+        # A device that cannot hold the new plan still holds the old one.
+        except Exception as error:
+            follower.swap_failed(self._phases, error)
+            if not successor.carries:
+                self._recover(error)
+            return
+        self._executor, self.plan = executor, plan
+        self._batch.go_on_under(plan)
+        follower.swapped(self._phases, carried, held_s, self._clock() - begun_s)
 
     def _take_news(self) -> None:
         """New requests, cancelled ones, and those whose deadline has passed."""
         with self._wake:
+            self._nudged = False
             arrived, self._inbox = self._inbox, []
             cancelled = [self._live[name] for name in self._cancelled]
             self._cancelled.clear()
@@ -220,7 +285,7 @@ class Runner:
             ready_s = self._clock()
             outcome = delivery.first_tokens(command.encode, results, self._batch.slots.rows, ready_s)
             self.timeline.add(_encode_entry(command.phase, command.encode, dispatched_s, ready_s))
-            self._deliver(outcome, ready_s)
+            self._deliver(outcome, ready_s, encoded=True)
         if command.decode is not None and (result := pending.decoded()) is not None:
             ready_s = self._clock()
             outcome = delivery.decoded_tokens(result, self._batch.slots.rows, ready_s)
@@ -240,8 +305,10 @@ class Runner:
             )
             self._deliver(outcome, ready_s)
 
-    def _deliver(self, outcome: delivery.Outcome, now_s: float) -> None:
+    def _deliver(self, outcome: delivery.Outcome, now_s: float, *, encoded: bool = False) -> None:
         self._tokens += outcome.tokens
+        if self.follower is not None:
+            self.follower.saw(outcome, self._live, encoded=encoded)
         events: list[Event] = list(outcome.events)
         finished = [delivery.finished(row, reason, token, "", now_s) for row, reason, token in outcome.ended]
         self.figures.count(finished)

@@ -70,6 +70,13 @@ class Slots:
         self.rows.pop(slot).slot = None
         heapq.heappush(self._free, slot)
 
+    def resized(self, max_rows: int) -> Slots:
+        """The same rows in the same slots, of which there are other ones behind them; all lie below `max_rows`."""
+        other = Slots(max_rows)
+        other.rows = dict(self.rows)
+        other._free = [slot for slot in range(max_rows) if slot not in other.rows]
+        return other
+
     def compact(self, limit: int) -> tuple[tuple[int, int], ...]:
         """Moves every row at or above `limit` to a free slot below it, of which there are enough: (from, to) pairs."""
         moves = []

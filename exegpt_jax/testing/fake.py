@@ -116,6 +116,14 @@ class FakeExecutor:
         self._slots: dict[int, _Row] = {}
         self._payloads: dict[int, _Row] = {}
 
+    def continued(self, plan: Plan) -> FakeExecutor:
+        """Another executor, of another plan, that goes on with the same rows in their slots."""
+        self._require(all(slot < plan.schedule.max_rows for slot in self._slots), "carries a slot beyond the new rows")
+        self._require(not self._payloads, "carries an unfinished prompt")
+        other = FakeExecutor(plan, self._vocab_size, step_s=self._step_s, encode_s=self._encode_s, fails=self._fails)
+        other._slots, self._slots = self._slots, {}
+        return other
+
     def live_bytes(self) -> int:
         payload_tokens = sum(len(row.tokens) for row in self._payloads.values())
         return (len(self._slots) * self._plan.cache_tokens + payload_tokens) * _BYTES_PER_TOKEN

@@ -16,30 +16,36 @@ class HiddenLengths:
     """An Executor around another.
 
     Args:
-      executor: does the work.
+      executor: does the work; kept under this name.
       output_tokens: how many tokens the answer to an encode row has; asked with the row's first chunk.
     """
 
     def __init__(self, executor: Executor, output_tokens: Callable[[EncodeRow], int]) -> None:
-        self._executor = executor
+        self.executor = executor
         self._output_tokens = output_tokens
         self._lengths: dict[int, int] = {}
+
+    def around(self, executor: Executor) -> HiddenLengths:
+        """The same lengths around an executor that takes over from this one's."""
+        other = HiddenLengths(executor, self._output_tokens)
+        other._lengths = self._lengths
+        return other
 
     def dispatch(self, command: PhaseCommand) -> Pending:
         encode = tuple(
             dataclasses.replace(call, rows=tuple(self._shorten(row) for row in call.rows)) for call in command.encode
         )
-        return self._executor.dispatch(dataclasses.replace(command, encode=encode))
+        return self.executor.dispatch(dataclasses.replace(command, encode=encode))
 
     def reset(self) -> None:
         self._lengths.clear()
-        self._executor.reset()
+        self.executor.reset()
 
     def live_bytes(self) -> int:
-        return self._executor.live_bytes()
+        return self.executor.live_bytes()
 
     def compilations(self) -> int:
-        return self._executor.compilations()
+        return self.executor.compilations()
 
     def _shorten(self, row: EncodeRow) -> EncodeRow:
         if row.start == 0:

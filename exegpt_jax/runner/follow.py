@@ -1,0 +1,337 @@
+"""Following the traffic: what each phase showed becomes an estimate, the estimate a decision, drift a new plan.
+
+    rows of a phase -> estimate -> keep | adjust the schedule at once
+                                 | beyond the margins: look again at what comes from now on, and if it stands:
+                                     plan again (another process) -> compile (a thread that never executes) -> swap
+
+The Runner's thread calls everything here but the work of that one thread, never waits for it, and swaps at a phase
+boundary. Every decision is kept with its numbers and logged as one line, `replan {json}`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import logging
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
+
+import numpy as np
+
+from exegpt_jax.engine.api import Executor
+from exegpt_jax.runner.adapt import LEAST_MARGIN, Decision, Means, controls, decide, planned_means
+from exegpt_jax.runner.delivery import Outcome
+from exegpt_jax.runner.estimate import Estimate, FirstToken, Seen, estimated, no_tables, observed
+from exegpt_jax.runner.rows import Row
+from exegpt_jax.runner.traffic import MOST_ARRIVALS, Arrivals, lengths_now, requests_now
+from solver.facts.workload import Workload
+from solver.plan.plan import Plan
+from solver.plan.schedule import Schedule
+
+_LOG = logging.getLogger(__name__)
+
+Event = Literal["keep", "adjust", "beyond", "ask", "planned", "no plan", "swap", "swap failed"]
+Number = float | int | str | None
+
+# Rows that end between two looks at the estimate.
+_LOOK_EVERY = 16
+# Rows that must end after a drift beyond the margins before a plan is asked for: what ran before it is forgotten.
+SETTLE = 128
+_MOST_RECORDS = 10_000
+_PHASES_KEPT = 256
+
+
+class Successor(Protocol):
+    """What runs the next plan: compiled, waiting, and not yet in possession of the cache."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def carries(self) -> bool:
+        """Rows stay where they are; else the devices must be drained first."""
+        ...
+
+    @property
+    def compiled(self) -> int:
+        """Programs that were compiled for it, in the background."""
+        ...
+
+    def take_over(self, executor: Executor) -> Executor:
+        """The executor that goes on from the one in force. Called from the Runner's thread at a phase boundary.
+
+        Raises whatever a device may raise; the one in force can then go on, after a `reset` if it was drained.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Replan:
+    """How to come by another plan; both are called from a thread of their own.
+
+    Attributes:
+      plan_again: the best plan for a workload under the bounds of the plan in force, whose rows hold as many tokens.
+        Raises ValueError with one line where there is none.
+      prepare: compiles a plan beside the executor in force, which it must not use but may look at.
+      stop: ends a `plan_again` under way.
+    """
+
+    plan_again: Callable[[Workload, Plan], Plan]
+    prepare: Callable[[Executor, Plan], Successor]
+    stop: Callable[[], None] = lambda: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One decision.
+
+    Attributes:
+      at_s: on the Runner's clock.
+      phase: that it was taken before.
+      event: what was decided, or what came of it.
+      numbers: that caused it.
+    """
+
+    at_s: float
+    phase: int
+    event: Event
+    numbers: Mapping[str, Number]
+
+    def line(self) -> str:
+        return json.dumps({"event": self.event, "at_s": round(self.at_s, 6), "phase": self.phase, **self.numbers})
+
+
+class Follower:
+    """Estimate, decisions and the plan that is to come.
+
+    Args:
+      plan: in force.
+      replan: None: drift beyond the margins is met with what the plan's programs can do.
+      first_token: who emits it (`solver.facts.model_spec`).
+
+    Attributes:
+      records: decisions, the oldest fall out; any thread may copy them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        replan: Replan | None = None,
+        first_token: FirstToken = "encode",
+    ) -> None:
+        self.records: collections.deque[Record] = collections.deque(maxlen=_MOST_RECORDS)
+        self._replan, self._first_token = replan, first_token
+        self._tables = no_tables(plan.cache_tokens, plan.max_prompt_tokens)
+        self._arrivals: Arrivals = collections.deque(maxlen=MOST_ARRIVALS)
+        self._unlooked = 0
+        self._settling = False
+        # What the last plan was asked for; and the same, where none came of it.
+        self._asked = Means()
+        self._refused: Means | None = None
+        self._said = ""
+        # Seconds of the last phases, and the longest while something is prepared.
+        self._turns: collections.deque[float] = collections.deque(maxlen=_PHASES_KEPT)
+        self._usual_s = self._worst_s = 0.0
+        self._asked_s = 0.0
+        self._begin(plan)
+        # Shared with the thread that plans.
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._answer: Successor | str | None = None
+        self._planned_s = 0.0
+        self.successor: Successor | None = None
+        self.attach(time.monotonic, lambda: None)
+
+    def attach(self, clock: Callable[[], float], on_answer: Callable[[], None]) -> None:
+        """The Runner's clock, and whom to wake when a plan is ready; called from any thread."""
+        self._clock, self._on_answer = clock, on_answer
+
+    def _begin(self, plan: Plan) -> None:
+        self._plan, self._schedule, self._means = plan, plan.schedule, planned_means(plan)
+
+    @property
+    def busy(self) -> bool:
+        """A plan is being made or compiled."""
+        return self._thread is not None
+
+    # What the Runner tells.
+
+    def saw(self, outcome: Outcome, rows: Mapping[str, Row], *, encoded: bool) -> None:
+        """Tokens of one part of a phase; `rows` by request, before those that ended are forgotten."""
+        grown = [(rows[event.id], len(event.token_ids)) for event in outcome.events]
+        ended = {row.number for row, _, _ in outcome.ended}
+        fresh = [row for row, _ in grown] if encoded else []
+        after = np.array([row.generated for row, _ in grown], np.int64)
+        seen = Seen(
+            before=after - np.array([tokens for _, tokens in grown], np.int64),
+            after=after,
+            ended=np.array([row.number in ended for row, _ in grown], bool),
+            prompts=np.array([len(row.request.prompt_ids) for row in fresh], np.int64),
+        )
+        self._tables = observed(self._tables, seen)
+        self._arrivals.extend((row.arrival_s, len(row.request.prompt_ids)) for row in fresh)
+        self._unlooked += int(np.count_nonzero(seen.ended))
+
+    def phase_took(self, turn_s: float) -> None:
+        self._turns.append(turn_s)
+        self._worst_s = max(self._worst_s, turn_s)
+
+    # What the Runner asks.
+
+    def at_boundary(self, phase: int, executor: Executor) -> Schedule | None:
+        """The schedule to change to, or None; `successor` is set once there is one."""
+        self._take_answer(phase)
+        if self._unlooked < _LOOK_EVERY:
+            return None
+        self._unlooked = 0
+        estimate = estimated(self._tables, self._first_token)
+        decision = decide(self._plan, self._schedule, self._means, estimate)
+        if decision.kind == "beyond":
+            assert estimate is not None
+            self._beyond(phase, decision, estimate, executor)
+        else:
+            if decision.requests > 0:
+                self._settling = False
+            if decision.kind == "adjust" or decision.reason != self._said:
+                self._record(phase, decision.kind, _numbers(decision))
+            self._said = decision.reason
+        if decision.kind == "keep" or controls(decision.schedule) == controls(self._schedule):
+            return None
+        self._schedule, self._means = decision.schedule, decision.means
+        return decision.schedule
+
+    def swapped(self, phase: int, carried: int, held_s: float, took_s: float) -> None:
+        """The successor has taken over.
+
+        Args:
+          phase: that it begins with.
+          carried: rows that stayed.
+          held_s: time in which nobody was admitted.
+          took_s: of the swap itself.
+        """
+        assert self.successor is not None
+        successor, self.successor = self.successor, None
+        numbers: dict[str, Number] = {
+            "plan": successor.plan.digest[:12], "carried": carried, "held_s": held_s, "took_s": took_s,
+            "since_asked_s": self._clock() - self._asked_s, "compiled": successor.compiled,
+            "usual_phase_s": self._usual_s, "worst_phase_s": self._worst_s,
+        }  # fmt: skip
+        self._begin(successor.plan)
+        self._record(phase, "swap", numbers)
+
+    def swap_failed(self, phase: int, error: Exception) -> None:
+        """The plan in force stays so."""
+        self.successor, self._refused = None, self._asked
+        self._record(phase, "swap failed", {"error": f"{type(error).__name__}: {error}"})
+
+    def stop(self) -> None:
+        """Nothing that is still planned or compiled will be used."""
+        self._on_answer = lambda: None
+        if self._replan is not None and self._thread is not None:
+            self._replan.stop()
+
+    # Beyond the margins.
+
+    def _beyond(self, phase: int, decision: Decision, estimate: Estimate, executor: Executor) -> None:
+        if self._said != "beyond" or controls(decision.schedule) != controls(self._schedule):
+            self._record(phase, "beyond", _numbers(decision))
+        self._said = "beyond"
+        if self._replan is None or self._thread is not None or self.successor is not None or self._known(decision):
+            return
+        if not self._settling:
+            # What is asked for is a plan for the traffic to come, not for a mixture with that of before.
+            self._settling = True
+            self._tables = no_tables(self._plan.cache_tokens, self._plan.max_prompt_tokens)
+            return
+        if estimate.requests < SETTLE:
+            return
+        self._settling = False
+        self._ask(phase, estimate, decision, executor)
+
+    def _known(self, decision: Decision) -> bool:
+        """No plan was found for about these lengths."""
+        if self._refused is None:
+            return False
+        moved = [
+            abs(now / before - 1)
+            for now, before in zip(dataclasses.astuple(decision.means), dataclasses.astuple(self._refused), strict=True)
+        ]
+        return max(moved) <= LEAST_MARGIN
+
+    def _ask(self, phase: int, estimate: Estimate, decision: Decision, executor: Executor) -> None:
+        assert self._replan is not None
+        bounds, plan = self._plan.bounds, self._plan
+        if bounds is not None and bounds.bound_from == "arrival":
+            workload = requests_now(estimate, self._arrivals, plan.cache_tokens)
+        else:
+            workload = lengths_now(estimate, plan.cache_tokens)
+        self._asked, self._asked_s = decision.means, self._clock()
+        self._usual_s, self._worst_s = statistics.median(self._turns) if self._turns else 0.0, 0.0
+        self._record(phase, "ask", _numbers(decision))
+        self._thread = threading.Thread(
+            target=self._work, args=(self._replan, workload, plan, executor), name="replan", daemon=True
+        )
+        self._thread.start()
+
+    def _work(self, replan: Replan, workload: Workload, plan: Plan, executor: Executor) -> None:
+        """On its own thread."""
+        answer: Successor | str
+        try:
+            found = replan.plan_again(workload, plan)
+            for name in ("cache_tokens", "max_prompt_tokens"):
+                if getattr(found, name) < getattr(plan, name):
+                    raise ValueError(f"{name}: {getattr(found, name)} is less than what requests were promised")
+            self._planned_s = self._clock() - self._asked_s
+            answer = replan.prepare(executor, found)
+        # A plan that does not come about must not end the service; whatever it was is in the record.
+        except Exception as error:
+            _LOG.debug("no plan", exc_info=True)
+            answer = f"{type(error).__name__}: {error}"
+        with self._lock:
+            self._answer = answer
+        self._on_answer()
+
+    def _take_answer(self, phase: int) -> None:
+        with self._lock:
+            answer, self._answer = self._answer, None
+        if answer is None:
+            return
+        self._thread = None
+        took_s = self._clock() - self._asked_s
+        if isinstance(answer, str):
+            self._refused = self._asked
+            self._record(phase, "no plan", {"error": answer, "seconds": took_s})
+            return
+        self.successor, self._refused = answer, None
+        schedule = answer.plan.schedule
+        numbers: dict[str, Number] = {
+            "plan": answer.plan.digest[:12], "policy": schedule.policy, "encode_batch": schedule.encode_batch,
+            "decode_iterations": schedule.decode_iterations, "decode_batch": schedule.decode_batch,
+            "max_rows": schedule.max_rows, "stages": len(schedule.stages), "carries": int(answer.carries),
+            "planned_s": self._planned_s, "compiled_s": took_s - self._planned_s,
+        }  # fmt: skip
+        self._record(phase, "planned", numbers)
+
+    def _record(self, phase: int, event: Event, numbers: Mapping[str, Number]) -> None:
+        rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in numbers.items()}
+        record = Record(self._clock(), phase, event, rounded)
+        self.records.append(record)
+        _LOG.info("replan %s", record.line())
+
+
+def _numbers(decision: Decision) -> dict[str, Number]:
+    schedule = decision.schedule
+    measured = dataclasses.asdict(decision)
+    for name in ("kind", "schedule", "means"):
+        del measured[name]
+    return {
+        **measured,
+        "encode_batch": schedule.encode_batch,
+        "decode_iterations": schedule.decode_iterations,
+        "decode_batch": schedule.decode_batch,
+    }
