@@ -67,28 +67,45 @@ def _buckets(padding: Padding, call_rows: int, max_rows: int) -> Buckets:
     return make_buckets(schedule, padding.cache_tokens, padding.max_prompt_tokens)
 
 
-@functools.lru_cache(maxsize=4096)
 def encode_calls(padding: Padding, lengths: Lengths, batch: int) -> tuple[Call, ...]:
     """Expected encode calls of `batch` prompts.
 
     Packing sees only how many prompts fall to each rung of tokens, so the mean is over those counts: over all of them
     with their multinomial probabilities where they are few, else over seeded draws.
     """
-    buckets = padding.buckets(batch, batch)
-    rungs = buckets.encode_tokens
+    return _calls(padding, *_prompts(padding, lengths), batch)
+
+
+@functools.lru_cache(maxsize=256)
+def _prompts(padding: Padding, lengths: Lengths) -> tuple[tuple[float, ...], float]:
+    """Share of prompts that fall to each rung of tokens, and calls for those longer than any: these go in chunks of the
+    largest, each alone. Rounded, so that workloads whose prompts are alike share what is worked out for them.
+    """
+    rungs = padding.buckets(1, 1).encode_tokens
     workload = lengths.workload
     rung_of = np.searchsorted(np.array(rungs), workload.input_tokens)
-    # The last share is of prompts longer than any rung: they go in chunks of the largest, each alone.
     shares = np.bincount(rung_of, weights=workload.probability, minlength=len(rungs) + 1)
-    shares = shares / shares.sum()
     chunks = workload.probability @ (np.ceil(workload.input_tokens / rungs[-1]) * (rung_of == len(rungs)))
-    calls: dict[tuple[int, int], float] = {(1, rungs[-1]): batch * float(chunks)} if chunks else {}
+    return tuple(np.round(shares / shares.sum(), 12).tolist()), round(float(chunks), 12)
+
+
+@functools.lru_cache(maxsize=4096)
+def _calls(padding: Padding, rounded: tuple[float, ...], chunks: float, batch: int) -> tuple[Call, ...]:
+    buckets = padding.buckets(batch, batch)
+    rungs = buckets.encode_tokens
+    shares = np.array(rounded) / sum(rounded)
+    calls: dict[tuple[int, int], float] = {(1, rungs[-1]): batch * chunks} if chunks else {}
     for counts, chance in _counts(batch, shares):
-        prompts = [rung for rung, count in zip(rungs, counts, strict=False) for _ in range(count)]
-        for call in pack(prompts, buckets):
-            shape = (call.rows_bucket, call.tokens_bucket)
+        for shape in _packed(buckets, counts[: len(rungs)]):
             calls[shape] = calls.get(shape, 0.0) + chance
     return tuple((count, rows, tokens) for (rows, tokens), count in sorted(calls.items()))
+
+
+@functools.lru_cache(maxsize=65536)
+def _packed(buckets: Buckets, counts: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Rows and tokens of the calls for so many prompts at each rung of tokens."""
+    prompts = [rung for rung, count in zip(buckets.encode_tokens, counts, strict=True) for _ in range(count)]
+    return tuple((call.rows_bucket, call.tokens_bucket) for call in pack(prompts, buckets))
 
 
 def _counts(batch: int, shares: Floats) -> list[tuple[tuple[int, ...], float]]:
