@@ -23,6 +23,7 @@ from exegpt_jax.runner.request import Request
 from exegpt_jax.text.answer import Answer, Ending, Piece, TokenLogprobs
 from exegpt_jax.text.prompts import ModelText, Prepared
 from solver.plan.plan import Plan
+from solver.plan.timeline import Predictor
 
 _Key = TypeVar("_Key")
 
@@ -63,11 +64,11 @@ class Failure:
 class Session:
     """A Runner on its own thread, and the inboxes of those who asked it something."""
 
-    def __init__(self, plan: Plan, executor: Executor, text: ModelText) -> None:
+    def __init__(self, plan: Plan, executor: Executor, text: ModelText, predictor: Predictor | None = None) -> None:
         self.text = text
         self._inboxes: dict[str, queue.SimpleQueue[object]] = {}
         self._numbers = itertools.count()
-        self.runner = Runner(plan, executor, self._route)
+        self.runner = Runner(plan, executor, self._route, predictor=predictor)
         self.runner.start()
 
     def conversation(self) -> Conversation:

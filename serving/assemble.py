@@ -13,10 +13,12 @@ from exegpt_jax.engine.api import Executor
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.text.prompts import ModelText
 from serving.flags import schedule_arguments
+from serving.planned import fitting_plan, predictor_of
 from serving.progress import Display
 from solver.facts.model_config import read_model_spec
 from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
+from solver.plan.timeline import Predictor
 
 if TYPE_CHECKING:
     from exegpt_jax.engine.compiling import Program
@@ -30,15 +32,21 @@ _FAKE_TOKEN_BUDGET = 256
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """What is served, loaded and warm."""
+    """What is served, loaded and warm; `predictor`: what the plan expects of its phases, where that is known."""
 
     plan: Plan
     executor: Executor
     text: ModelText
+    predictor: Predictor | None = None
 
 
 def assemble(directory: Path, values: flags.FlagValues, display: Display) -> Service:
-    """Loads and compiles everything. Raises ValueError with one line that names what to change."""
+    """Loads and compiles everything: the plan of --plan, or what the flags say.
+
+    Raises ValueError with one line that names what to change.
+    """
+    if values.plan is not None:
+        return _assemble_planned(directory, values, display)
     if values.engine == "fake":
         return _assemble_fake(directory, values)
     # Only here does jax come in.
@@ -49,6 +57,43 @@ def assemble(directory: Path, values: flags.FlagValues, display: Display) -> Ser
     for line in program_table(built.programs):
         display.say(line)
     return Service(built.plan, built.executor, _text(directory, built.spec.vocab_size, built.plan))
+
+
+def _assemble_planned(directory: Path, values: flags.FlagValues, display: Display) -> Service:
+    """The plan as it stands; it is checked before anything is loaded."""
+    spec = read_model_spec(directory)
+    fake = values.engine == "fake"
+    plan = fitting_plan(directory, values.plan, None if fake else _device_kinds())
+    predictor = predictor_of(plan, spec, values.profile, values.cluster, display)
+    executor: Executor
+    if fake:
+        from exegpt_jax.testing.fake import FakeExecutor
+
+        executor = FakeExecutor(plan, spec.vocab_size, step_s=values.fake_step_s)
+    else:
+        from exegpt_jax.runner.build_planned import build_planned
+
+        with display.working("loading and compiling"):
+            built = build_planned(
+                directory,
+                plan,
+                memory_fraction=values.memory_fraction,
+                compilation_cache=schedule_arguments(values)["compilation_cache"],
+                progress=display.say,
+            )
+        for line in program_table(built.programs):
+            display.say(line)
+        executor = built.executor
+    return Service(plan, executor, _text(directory, spec.vocab_size, plan), predictor)
+
+
+def _device_kinds() -> list[str]:
+    """Of the devices of this process, by number."""
+    import jax
+
+    from exegpt_jax.profiler.measure import device_kind_of
+
+    return [device_kind_of(device) for device in jax.local_devices()]
 
 
 def program_table(programs: Sequence[Program]) -> list[str]:

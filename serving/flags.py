@@ -16,6 +16,11 @@ from absl import flags
 from solver.plan.schedule import EXECUTED_POLICIES
 
 DTYPES = ("float32", "bfloat16")
+# What a plan says; beside --plan none of these may be given.
+SCHEDULE_FLAGS = (
+    *("policy", "encode_batch", "decode_iterations", "decode_batch", "max_rows", "token_budget", "cache_tokens"),
+    *("max_prompt_tokens", "tensor", "dtype"),
+)
 ENGINES = ("jax", "fake")
 
 
@@ -76,6 +81,37 @@ def define_schedule(values: flags.FlagValues) -> None:
         "keeps compiled programs between runs; JAX's own setting, else a folder under ~/.cache, if absent",
         flag_values=values,
     )
+
+
+def define_plan(values: flags.FlagValues) -> None:
+    """A plan in place of the schedule's flags."""
+    flags.DEFINE_string(
+        "plan",
+        None,
+        "run this plan of exegpt plan (- is standard input) as it stands, in place of the schedule's flags",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "profile",
+        None,
+        "with --plan: the profiles that it was made from, to predict each phase; those that ship are found",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "cluster", None, "with --plan: the cluster that it was made for, where that is no preset", flag_values=values
+    )
+
+
+def refuse_beside_plan(values: flags.FlagValues) -> None:
+    """Raises ValueError that names the first flag that contradicts --plan, or that needs one."""
+    if not values.plan:
+        for name in ("profile", "cluster"):
+            if values[name].value:
+                raise ValueError(f"{name}: given without --plan, which it was for; leave it out or name the plan")
+        return
+    for name in SCHEDULE_FLAGS:
+        if values[name].present:
+            raise ValueError(f"{name}: {values[name].value} given beside --plan, which says it itself; leave one out")
 
 
 def define_engine(values: flags.FlagValues) -> None:

@@ -96,7 +96,7 @@ async def run_server(
       options: where and how much.
       prepare: loads and warms the engine; runs on a thread of its own.
       say: prints one line for the operator ("listening on ...", "ready").
-      on_stopped: called with the stopped Runner, to keep its timeline.
+      on_stopped: called with the stopped Runner, to keep its timeline and tell its figures.
 
     Raises:
       ValueError, OSError: what `prepare` raises, or an address that cannot be bound.
@@ -119,7 +119,7 @@ async def run_server(
             sys.stdout.flush()
             os._exit(0)
         service = preparing.result()
-        runner = Runner(service.plan, service.executor, frontend.hand_over)
+        runner = Runner(service.plan, service.executor, frontend.hand_over, predictor=service.predictor)
         runner.start()
         # Long-lived objects leave the collector's sight: a full collection would stall every stream.
         gc.collect()

@@ -90,7 +90,7 @@ def build(
     Raises:
       ValueError: one line that names the value at fault and the remedy.
     """
-    say = progress or _silent
+    say = progress or silent
     keep_programs(compilation_cache)
     spec = read_model_spec(directory)
     if policy not in EXECUTED_POLICIES:
@@ -137,16 +137,16 @@ def build(
     rows = max_rows or (encode_batch if policy == "static" else None)
     first = _with_rows(first, rows, spec, plan_of, usable_bytes, on_cpu)
     say(f"loading {directory} as {dtype}")
-    with _out_of_memory():
+    with out_of_memory_named():
         loaded = load_stage(directory, spec, stage, dtype, devices[:tensor])
         schedule = _chosen(first, encode_batch, decode_iterations, decode_batch, loaded, plan_of, say)
         plan = plan_of(schedule)
         memory = memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype)
-        return _warm(loaded, plan, memory, say)
+        return warm(loaded, plan, memory, say)
 
 
-def _silent(line: str) -> None:
-    pass
+def silent(line: str) -> None:
+    """Nobody waits."""
 
 
 def _budget(policy: str, given: int | None) -> int:
@@ -252,7 +252,8 @@ def _chosen(
     )
 
 
-def _warm(stage: Stage, plan: Plan, memory: tuple[DeviceMemory, ...], say: Say) -> Assembled:
+def warm(stage: Stage, plan: Plan, memory: tuple[DeviceMemory, ...], say: Say) -> Assembled:
+    """Compiles every program of the plan on a loaded stage."""
     said_s = time.monotonic()
 
     def report(name: str, done: int, total: int) -> None:
@@ -276,7 +277,7 @@ def _warm(stage: Stage, plan: Plan, memory: tuple[DeviceMemory, ...], say: Say) 
 
 
 @contextlib.contextmanager
-def _out_of_memory() -> Iterator[None]:
+def out_of_memory_named() -> Iterator[None]:
     """A device's own refusal, in spite of the accounting, as one line that names the flags."""
     try:
         yield

@@ -2,7 +2,8 @@
 
 An input line is {"id", "prompt" or "messages", "max_tokens", "temperature", ...}; an output line is {"id", "token_ids",
 "text", "finish_reason", "usage"}, or {"id", "error"} for a line that cannot be answered. `-` reads standard input or
-writes standard output. The summary on standard error ends with GENERATE {json}.
+writes standard output. --plan=FILE runs a plan of `exegpt plan` exactly as it stands. The summary on standard error,
+what the plan predicted beside what was measured, ends with GENERATE {json}.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from exegpt_jax.session import Completion, Failure, Session, complete_in_order
 from exegpt_jax.text.prompts import ModelText, Prepared
 from serving import assemble, jsonl
 from serving import flags as shared
+from serving.beside import Beside, beside
+from serving.outputs import STANDARD
 from serving.progress import Display
 
 FLAGS = flags.FlagValues()
 shared.define_model(FLAGS)
 shared.define_schedule(FLAGS)
+shared.define_plan(FLAGS)
 shared.define_engine(FLAGS)
 flags.DEFINE_string("input", None, "file of JSON lines, or - for standard input", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "file of JSON lines to write, or - for standard output", flag_values=FLAGS)
@@ -46,7 +50,10 @@ class _Totals:
 
 def main(argv: list[str]) -> int:
     shared.refuse_arguments(argv)
+    shared.refuse_beside_plan(FLAGS)
     source, target = _file("input"), _file("output")
+    if source == FLAGS.plan == STANDARD:
+        raise ValueError("plan: - and --input=- would both read standard input; name a file for one of them")
     directory = shared.model_directory(FLAGS)
     shared.prepare_devices(FLAGS)
     with jsonl.open_input(source) as stream:
@@ -58,7 +65,7 @@ def main(argv: list[str]) -> int:
             display = stack.enter_context(Display())
             service = assemble.assemble(directory, FLAGS, display)
             output = stack.enter_context(jsonl.open_output(target, append=resume))
-            session = stack.enter_context(Session(service.plan, service.executor, service.text))
+            session = stack.enter_context(Session(service.plan, service.executor, service.text, service.predictor))
             bar = display.bar("generate", jsonl.size_bytes(source))
             totals, begin_s = _Totals(), time.monotonic()
             window = max(_SMALLEST_WINDOW, _WINDOW_PER_ROW * service.plan.schedule.max_rows)
@@ -67,7 +74,7 @@ def main(argv: list[str]) -> int:
                 bar(line.end_bytes, f"{totals.requests} requests, {totals.tokens} tokens")
             seconds = time.monotonic() - begin_s
         assemble.keep_timeline(session.runner, FLAGS)
-    _summarise(totals, done, seconds)
+    _summarise(totals, done, seconds, beside(session.runner.plan, session.runner))
     return 0
 
 
@@ -114,7 +121,7 @@ def _answer(line: jsonl.Line, outcome: Completion | Failure, totals: _Totals) ->
     return answer
 
 
-def _summarise(totals: _Totals, done: int, seconds: float) -> None:
+def _summarise(totals: _Totals, done: int, seconds: float, found: Beside) -> None:
     summary = {
         "requests": totals.requests,
         "errors": totals.errors,
@@ -124,8 +131,11 @@ def _summarise(totals: _Totals, done: int, seconds: float) -> None:
         "seconds": round(seconds, 3),
         "tokens_per_s": round(totals.tokens / seconds, 2) if seconds > 0 else 0.0,
         "requests_per_s": round(totals.requests / seconds, 2) if seconds > 0 else 0.0,
+        **found.fields(),
     }
     resumed = f" ({done} were answered before)" if done else ""
     counts = f"{totals.requests} requests{resumed}, {totals.errors} refused or failed, {totals.tokens} tokens"
     print(f"{counts} in {seconds:.1f} s", file=sys.stderr)
+    for line in found.lines():
+        print(line, file=sys.stderr)
     print(f"GENERATE {json.dumps(summary)}", file=sys.stderr, flush=True)

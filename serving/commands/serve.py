@@ -1,22 +1,29 @@
 """Answers over gRPC: exegpt.v1.Generation, grpc.health.v1 and server reflection.
 
 Listens at once; health turns SERVING when every program is compiled. SIGTERM or Ctrl-C refuses new requests, answers
-the admitted ones, and ends with status 0.
+the admitted ones, and ends with status 0. --plan=FILE runs a plan of `exegpt plan` exactly as it stands. What it
+predicted and what was measured is said at the end: SERVE {json} on standard output.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from serving import flags as shared
 
+if TYPE_CHECKING:
+    from exegpt_jax.runner.loop import Runner
+
 FLAGS = flags.FlagValues()
 shared.define_model(FLAGS)
 shared.define_schedule(FLAGS)
+shared.define_plan(FLAGS)
 shared.define_engine(FLAGS)
 flags.DEFINE_string("address", "127.0.0.1:50051", "host:port to listen on; port 0 picks a free one", flag_values=FLAGS)
 flags.DEFINE_bool("allow_remote", False, "listen beyond this machine, without encryption or keys", flag_values=FLAGS)
@@ -28,11 +35,13 @@ flags.DEFINE_float("drain_s", 30.0, "how long admitted requests may run on after
 
 def main(argv: list[str]) -> int:
     shared.refuse_arguments(argv)
+    shared.refuse_beside_plan(FLAGS)
     directory = shared.model_directory(FLAGS)
     shared.prepare_devices(FLAGS)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     from serving import assemble
+    from serving.beside import beside
     from serving.progress import Display
     from serving.server import ServerOptions, run_server
 
@@ -51,6 +60,11 @@ def main(argv: list[str]) -> int:
         # A supervisor may wait for these lines.
         print(line, flush=True)
 
-    return asyncio.run(
-        run_server(options, prepare, say=say, on_stopped=lambda runner: assemble.keep_timeline(runner, FLAGS))
-    )
+    def tell(runner: Runner) -> None:
+        assemble.keep_timeline(runner, FLAGS)
+        found = beside(runner.plan, runner)
+        for line in found.lines():
+            print(line, file=sys.stderr, flush=True)
+        say(f"SERVE {json.dumps({'requests': found.measured.requests, **found.fields()})}")
+
+    return asyncio.run(run_server(options, prepare, say=say, on_stopped=tell))

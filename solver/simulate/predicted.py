@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -41,16 +41,16 @@ class PhasePredictor:
     """A `solver.plan.timeline.Predictor` from the profiles that a plan was made from.
 
     Args:
-      plan: its stages, on devices of `cluster`.
+      plan: its stages, and the kinds of their devices.
       spec: of the model.
       profiles: one for each device kind that the plan uses.
-      cluster: what the plan's devices are numbers of.
+      cluster: what the plan's devices are numbers of; needed where a pipeline has several stages, for its links.
 
     Raises:
       ValueError: the cluster or the profiles lack what the plan stands on.
     """
 
-    def __init__(self, plan: Plan, spec: ModelSpec, profiles: Sequence[Profile], cluster: Cluster) -> None:
+    def __init__(self, plan: Plan, spec: ModelSpec, profiles: Sequence[Profile], cluster: Cluster | None) -> None:
         by_kind = {profile.device_kind: profile for profile in profiles}
         self._times = CallTimes(by_kind, spec, cluster)
         self._phase_s = max(profile.phase_s for profile in profiles)
@@ -59,9 +59,10 @@ class PhasePredictor:
         self._decode = tuple(index for index, stage in enumerate(stages) if stage.role != "encode")
         self._places: dict[int, _Place] = {}
         for indices in (self._encode, self._decode):
-            self._places |= _places(stages, indices, by_kind, cluster)
+            self._places |= _places(plan, indices, by_kind, cluster)
         self._return_s = 0.0
         if len(self._decode) > 1:
+            assert cluster is not None, "checked with the places"
             back = _link(stages[self._decode[-1]], stages[self._decode[0]], cluster)
             self._return_s = float(cluster.link(back).transfer_s(TOKEN_BYTES))
         self._encode_s = functools.cache(self._encode_call_s)
@@ -125,33 +126,29 @@ def _calls(entry: TimelineEntry) -> tuple[Shape, ...]:
 
 
 def _places(
-    stages: Sequence[StageSpec], indices: Sequence[int], profiles: Mapping[str, Profile], cluster: Cluster
+    plan: Plan, indices: Sequence[int], profiles: Mapping[str, Profile], cluster: Cluster | None
 ) -> dict[int, _Place]:
     """The stages of one pipeline, by their index in the plan."""
+    stages, kinds = plan.schedule.stages, {memory.stage: memory.device_kind for memory in plan.memory}
     found = {}
     for at, index in enumerate(indices):
-        stage, last = stages[index], at == len(indices) - 1
-        kind = cluster.devices()[_known(stage.devices, cluster)].kind
+        stage, link = stages[index], None
+        if at < len(indices) - 1:
+            link = _link(stage, stages[indices[at + 1]], cluster)
+        kind = kinds.get(index, next(iter(profiles)))
         if kind not in profiles:
             raise ValueError(f"profile: none for device kind {kind}; give it with --profile")
         profiles[kind].end(stage.tensor)
         layers = stage.layers[1] - stage.layers[0]
-        link = None if last else _link(stage, stages[indices[at + 1]], cluster)
-        found[index] = _Place(kind, stage.tensor, layers, at == 0, last, link)
+        found[index] = _Place(kind, stage.tensor, layers, at == 0, at == len(indices) - 1, link)
     return found
 
 
-def _link(first: StageSpec, second: StageSpec, cluster: Cluster) -> Level:
+def _link(first: StageSpec, second: StageSpec, cluster: Cluster | None) -> Level:
     """The farthest between any two of their devices."""
-    devices = cluster.devices()
-    _known((*first.devices, *second.devices), cluster)
+    if cluster is None:
+        raise ValueError("cluster: needed for the links between stages; name the plan's with --cluster")
+    devices, farthest = cluster.devices(), max(*first.devices, *second.devices)
+    if farthest >= len(devices):
+        raise ValueError(f"stages: device {farthest} is not in cluster {cluster.name}, which has {len(devices)}")
     return max((level_of(devices[a], devices[b]) for a in first.devices for b in second.devices), key=LEVELS.index)
-
-
-def _known(numbers: Iterable[int], cluster: Cluster) -> int:
-    """The first of them; raises ValueError where one is not in the cluster."""
-    listed = list(numbers)
-    count = len(cluster.devices())
-    if max(listed) >= count:
-        raise ValueError(f"stages: device {max(listed)} is not in cluster {cluster.name}, which has {count}")
-    return listed[0]

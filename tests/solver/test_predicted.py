@@ -15,6 +15,7 @@ from exegpt_jax.testing.fake import FakeExecutor
 from exegpt_jax.testing.hidden_lengths import HiddenLengths
 from solver.facts.workload import merge
 from solver.plan.plan import Plan, make_plan
+from solver.plan.prediction import StageMemory
 from solver.plan.schedule import Schedule, StageSpec
 from solver.plan.timeline import Timeline, TimelineEntry
 from solver.simulate.events.arrivals import Demand
@@ -136,10 +137,13 @@ def test_nothing_is_predicted_without_shapes() -> None:
     assert predictor.phase_s([]) is None
 
 
-def test_devices_and_kinds_must_be_there() -> None:
+def test_devices_links_and_kinds_must_be_there() -> None:
     spec, plan = small_spec(), plan_of("rra", TWO)
     profile = random_profile(np.random.default_rng(0), spec, tensors=(1, 2), padded=True)
     with pytest.raises(ValueError, match="device 2 is not in cluster"):
         PhasePredictor(plan, spec, (profile,), small_cluster(per_island=2))
-    with pytest.raises(ValueError, match="none for device kind x"):
-        PhasePredictor(plan, spec, (dataclasses.replace(profile, device_kind="y"),), small_cluster())
+    with pytest.raises(ValueError, match="cluster: needed for the links"):
+        PhasePredictor(plan, spec, (profile,), None)
+    held = (StageMemory(0, "y", 1, 1, 1, 1, 10, 9), StageMemory(1, "x", 1, 1, 1, 1, 10, 9))
+    with pytest.raises(ValueError, match="none for device kind y"):
+        PhasePredictor(dataclasses.replace(plan, memory=held), spec, (profile,), small_cluster())

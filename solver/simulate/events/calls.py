@@ -48,12 +48,12 @@ class CallTimes:
     Attributes:
       profiles: by device kind.
       spec: of the model, for its layer kinds and sizes.
-      cluster: for its links.
+      cluster: for its links; None where no stage has one.
     """
 
     profiles: Mapping[str, Profile]
     spec: ModelSpec
-    cluster: Cluster
+    cluster: Cluster | None
 
     def encode_s(self, stage: Place, rows: float, tokens: float) -> float:
         """Layers and embedding of one stage on an encode call of `rows` x `tokens`."""
@@ -84,6 +84,7 @@ class CallTimes:
         profile = self.profiles[stage.kind]
         if stage.link is None:
             return 0.0
+        assert self.cluster is not None, "stages with links stand in a cluster"
         size = tokens * self.spec.hidden_size * dtype_bytes(profile.dtype)
         return float(self.cluster.link(stage.link).transfer_s(size)) + profile.dispatch_s
 

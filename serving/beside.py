@@ -1,0 +1,145 @@
+"""Predicted beside measured, for the summaries of `generate`, `serve` and `demo`: figures, errors, the bound.
+
+Throughput and latency are the plan's, for the lengths it was made for, beside the steady part of the run; phases are
+predicted in the shapes that they ran in, so they tell errors of the profile from changes of the traffic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+
+from exegpt_jax.runner.figures import Measured
+from exegpt_jax.runner.loop import Runner
+from solver.plan.plan import Plan
+from solver.plan.timeline import PhaseTime
+from solver.report.words import seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """One run.
+
+    Attributes:
+      predicted_rps, predicted_latency_s: the plan's; None where it predicts nothing.
+      measured: what requests saw.
+      percentile: of both latencies.
+      bound_s: on latency; None without one.
+      phases: that are predicted.
+      phase_error: median over them of |predicted / measured - 1|; None without any.
+      phases_error: of all their time together, predicted / measured - 1.
+    """
+
+    predicted_rps: float | None
+    predicted_latency_s: float | None
+    measured: Measured
+    percentile: float
+    bound_s: float | None
+    phases: int
+    phase_error: float | None
+    phases_error: float | None
+
+    @property
+    def rps_error(self) -> float | None:
+        """Predicted / measured - 1."""
+        return _error(self.predicted_rps, self.measured.steady_requests_per_s)
+
+    @property
+    def latency_error(self) -> float | None:
+        return _error(self.predicted_latency_s, self.measured.steady_latency_s)
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether the bound was kept, over every request; None without a bound or a request."""
+        known = self.bound_s is not None and not math.isnan(self.measured.latency_s)
+        return self.measured.latency_s <= self.bound_s if known and self.bound_s is not None else None
+
+    def fields(self) -> dict[str, object]:
+        """For machines; null where there is no number."""
+        found = {
+            "predicted_requests_per_s": self.predicted_rps,
+            "measured_requests_per_s": self.measured.steady_requests_per_s,
+            "requests_per_s_error": self.rps_error,
+            "latency_percentile": self.percentile,
+            "predicted_latency_s": self.predicted_latency_s,
+            "measured_latency_s": self.measured.steady_latency_s,
+            "latency_s_error": self.latency_error,
+            "latency_bound_s": self.bound_s,
+            "bound_kept": self.kept,
+            "phases": self.phases,
+            "phase_error": self.phase_error,
+            "phases_error": self.phases_error,
+        }
+        return {name: _figure(value) for name, value in found.items()}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if not self.measured.requests:
+            return []
+        rps, latency_s = self.measured.steady_requests_per_s, self.measured.steady_latency_s
+        lines = [f"measured {rps:.4g} requests/s, p{self.percentile:g} latency {seconds(latency_s)}{self._bound()}"]
+        if self.predicted_rps is not None and self.predicted_latency_s is not None:
+            lines.append(
+                f"predicted {self.predicted_rps:.4g} requests/s ({_percent(self.rps_error)}), p{self.percentile:g} "
+                f"latency {seconds(self.predicted_latency_s)} ({_percent(self.latency_error)})"
+            )
+        if self.phase_error is not None:
+            lines.append(
+                f"predicted time of {self.phases} phases: {_percent(self.phases_error)} in all, {self.phase_error:.1%} "
+                "off in the middle"
+            )
+        return lines
+
+    def _bound(self) -> str:
+        if self.kept is None or self.bound_s is None:
+            return ""
+        return f", bound {seconds(self.bound_s)} {'kept' if self.kept else 'MISSED'}"
+
+
+def beside(plan: Plan, runner: Runner) -> Beside:
+    """What a Runner that ran the plan has measured."""
+    bounds, expected = plan.bounds, plan.prediction
+    percentile = bounds.latency_percentile if bounds is not None else 99.0
+    clock = bounds.bound_from if bounds is not None else "encode"
+    latency_s = None
+    if expected is not None:
+        latency_s = expected.latency_with_wait_s if clock == "arrival" else expected.latency_s
+    errors = phase_errors(runner.timeline.phases())
+    return Beside(
+        predicted_rps=None if expected is None else expected.throughput_rps,
+        predicted_latency_s=latency_s,
+        measured=runner.figures.measured(percentile, clock),
+        percentile=percentile,
+        bound_s=None if bounds is None else bounds.latency_s,
+        phases=errors[0],
+        phase_error=errors[1],
+        phases_error=errors[2],
+    )
+
+
+def phase_errors(phases: list[PhaseTime]) -> tuple[int, float | None, float | None]:
+    """How many are predicted, the median of their errors' sizes, the error of their sum."""
+    known = [(phase.predicted_s, phase.measured_s, phase.error) for phase in phases if phase.error is not None]
+    if not known:
+        return 0, None, None
+    predicted_s, measured_s = (sum(each[at] or 0.0 for each in known) for at in (0, 1))
+    return (
+        len(known),
+        statistics.median(abs(error) for _, _, error in known if error is not None),
+        predicted_s / measured_s - 1,
+    )
+
+
+def _error(predicted: float | None, measured: float) -> float | None:
+    return None if predicted is None or not measured > 0 else predicted / measured - 1
+
+
+def _figure(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def _percent(error: float | None) -> str:
+    return "no error known" if error is None else f"{error:+.1%}"
