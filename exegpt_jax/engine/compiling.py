@@ -1,7 +1,8 @@
 """Compiling ahead: many programs at once, kept on disk between runs, counted when they come too late.
 
 Tracing is serial (it holds Python), XLA's compilation runs in threads. The persistent cache keeps every executable, so
-a second start of the same plan compiles nothing.
+a second start of the same plan compiles nothing. A plan that is to come is compiled `behind` the one that runs: one
+program at a time, at low priority, counted apart.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
+_Result = TypeVar("_Result")
+
 _EVENT = "/jax/core/compile/backend_compile_duration"
+_BEHIND_NICE = 10
 _lock = threading.Lock()
-_compilations = 0
+_compilations = _behind = 0
 _listening = False
+# Whether what this thread compiles is for later.
+_here = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +71,9 @@ def compile_all(recipes: Sequence[Recipe], progress: Callable[[str, int, int], N
     """Compiles every recipe, in order; `progress` hears each name with the number done and the number in all."""
     listen()
     done = 0
-    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    later = getattr(_here, "behind", False)
+    workers, begin = (1, _stand_behind) if later else (os.cpu_count() or 1, _stand_in_front)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=workers, initializer=begin) as pool:
         waiting = []
         for recipe in recipes:
             began_s = time.perf_counter()
@@ -88,6 +98,23 @@ def _finish(name: str, lowered: jax.stages.Lowered, traced_s: float) -> Program:
     )
 
 
+def compile_behind(work: Callable[[], _Result]) -> _Result:
+    """`work` on a thread of its own, which stands behind all others; what it compiles is counted apart."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1, initializer=_stand_behind) as pool:
+        return pool.submit(work).result()
+
+
+def _stand_behind() -> None:
+    _here.behind = True
+    # Linux gives each thread its own priority; elsewhere it would be the whole process's.
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BEHIND_NICE)
+
+
+def _stand_in_front() -> None:
+    _here.behind = False
+
+
 def listen() -> None:
     """Begins to count compilations in this process."""
     global _listening
@@ -98,15 +125,22 @@ def listen() -> None:
 
 
 def _on_event(event: str, duration_secs: float, **_: str | int) -> None:
-    global _compilations
+    global _compilations, _behind
     if event == _EVENT:
+        later = getattr(_here, "behind", False)
         with _lock:
-            _compilations += 1
+            _behind += later
+            _compilations += not later
 
 
 def compilations() -> int:
-    """How many programs this process has compiled since `listen`."""
+    """How many programs this process has compiled since `listen`, those behind left out."""
     return _compilations
+
+
+def compiled_behind() -> int:
+    """How many it has compiled behind what runs."""
+    return _behind
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import dataclasses
 
 from exegpt_jax.engine import compiling
 from exegpt_jax.engine.api import DecodeResult, EncodeCall, EncodeResult, Pending, PhaseCommand
+from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.results import Parts, decode_result, encode_result, guarded, tells
 from exegpt_jax.engine.sides import DecodeSide, EncodeSide
@@ -28,6 +29,17 @@ class LocalExecutor:
         """Back to an empty cache; the old one's memory is free before the new one is taken."""
         self._decodes.forget()
         self._encodes, self._decodes = EncodeSide(self.engine), DecodeSide(self.engine)
+
+    def go_on(self, engine: Engine, resize: Program | None) -> None:
+        """Another plan's programs on the same stage, with the rows that are here; no prompt may be half encoded."""
+        self._decodes.go_on(engine, resize)
+        self._encodes, self.engine = EncodeSide(engine), engine
+
+    def start_over(self, engine: Engine) -> None:
+        """Another plan's programs on the same stage, with an empty cache; the old one is freed first."""
+        self._decodes.forget()
+        self._decodes = DecodeSide(engine)
+        self._encodes, self.engine = EncodeSide(engine), engine
 
     def live_bytes(self) -> int:
         """Bytes per device of the slots in use and of prompts in progress, by the planner's own accounting."""

@@ -28,7 +28,7 @@ SLOTS_PER_CALL = 8
 
 Shape = ShapeDtypeStruct
 Key = tuple[object, ...]
-_Entry = tuple[Key, str, Wrapped, tuple[object, ...]]
+Entry = tuple[Key, str, Wrapped, tuple[object, ...]]
 
 
 class Recipes:
@@ -55,7 +55,7 @@ class Recipes:
             found[key] = Recipe(name, function, arguments)
         return found
 
-    def _states(self) -> Iterator[_Entry]:
+    def _states(self) -> Iterator[Entry]:
         rows = self._plan.schedule.max_rows
         cache, state = self._cache(rows), self._rows(rows)
         placed = jax.tree.map(lambda shape: shape.sharding, (cache, state))
@@ -66,47 +66,57 @@ class Recipes:
         move = jax.jit(self._steps.move, donate_argnums=0, out_shardings=placed)
         yield ("move",), "move", move, (cache, state, some, some)
 
-    def _encodes(self) -> Iterator[_Entry]:
+    def resize(self, before: int) -> Recipe:
+        """A state of `before` rows as one of this plan's, the lowest rows kept; both are there at once."""
+        rows = self._plan.schedule.max_rows
+        kept = min(before, rows)
+
+        def resized(cache: Cache, state: Rows) -> tuple[Cache, Rows]:
+            return jax.tree.map(lambda new, old: new.at[:kept].set(old[:kept]), self._steps.alloc(rows), (cache, state))
+
+        placed = self._placed((self._cache(rows), self._rows(rows)))
+        arguments = (self._cache(before), self._rows(before))
+        return Recipe(f"resize {before} to {rows} rows", jax.jit(resized, out_shardings=placed), arguments)
+
+    def _encodes(self) -> Iterator[Entry]:
         for rows in self._plan.buckets.encode_rows:
             for tokens in self._plan.buckets.encode_tokens:
-                arguments = (
-                    self._params,
-                    self._ints(rows, tokens),
-                    self._ints(rows),
-                    self._ints(rows),
-                    self._wanted(rows),
-                )
-                function = jax.jit(self._steps.encode, out_shardings=(self._placed(self._payload(rows, tokens)), None))
-                yield ("encode", rows, tokens), f"encode {rows} rows x {tokens} tokens", function, arguments
+                yield self._encode(rows, tokens)
 
-    def _chunks(self) -> Iterator[_Entry]:
-        sizes, contexts = self.chunk_tokens(), self.chunk_contexts()
-        for context in contexts:
+    def _encode(self, rows: int, tokens: int) -> Entry:
+        ints = self._ints(rows)
+        arguments = (self._params, self._ints(rows, tokens), ints, ints, self._wanted(rows))
+        function = jax.jit(self._steps.encode, out_shardings=(self._placed(self._payload(rows, tokens)), None))
+        return ("encode", rows, tokens), f"encode {rows} rows x {tokens} tokens", function, arguments
+
+    def _chunks(self) -> Iterator[Entry]:
+        for context in self.chunk_contexts():
             layers = self._cache_spec.abstract(1, context)
             alloc = jax.jit(
                 lambda context=context: self._steps.alloc_payload(context), out_shardings=self._placed(layers)
             )
             yield ("payload", context), f"allocate a prompt of {context} tokens", alloc, ()
-            for tokens in sizes:
-                if tokens > context:
-                    continue
-                placed = self._placed(self._payload(1, context))
-                function = jax.jit(self._steps.encode_chunk, donate_argnums=1, out_shardings=(placed, None))
-                one = self._ints(1)
-                arguments = (
-                    self._params,
-                    layers,
-                    self._ints(1, tokens),
-                    one,
-                    self._ints(1, context),
-                    one,
-                    one,
-                    self._wanted(1),
-                )
-                name = f"encode a chunk of {tokens} of {context} tokens"
-                yield ("chunk", tokens, context), name, function, arguments
+            for tokens in self.chunk_tokens():
+                if tokens <= context:
+                    yield self._chunk(tokens, context)
 
-    def _inserts(self) -> Iterator[_Entry]:
+    def _chunk(self, tokens: int, context: int) -> Entry:
+        one = self._ints(1)
+        arguments = (
+            self._params,
+            self._cache_spec.abstract(1, context),
+            self._ints(1, tokens),
+            one,
+            self._ints(1, context),
+            one,
+            one,
+            self._wanted(1),
+        )
+        placed = self._placed(self._payload(1, context))
+        function = jax.jit(self._steps.encode_chunk, donate_argnums=1, out_shardings=(placed, None))
+        return ("chunk", tokens, context), f"encode a chunk of {tokens} of {context} tokens", function, arguments
+
+    def _inserts(self) -> Iterator[Entry]:
         rows = self._plan.schedule.max_rows
         cache, state = self._cache(rows), self._rows(rows)
         for new, tokens in self.payload_shapes():
@@ -114,7 +124,7 @@ class Recipes:
             arguments = (cache, state, self._payload(new, tokens), self._ints(new))
             yield ("insert", new, tokens), f"insert {new} rows x {tokens} tokens", function, arguments
 
-    def _decodes(self) -> Iterator[_Entry]:
+    def _decodes(self) -> Iterator[Entry]:
         most = self._plan.schedule.max_rows
         cache, state = self._cache(most), self._rows(most)
         rungs, iterations = self._plan.buckets.cache_tokens, self._plan.schedule.decode_iterations

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from exegpt_jax.engine.api import NO_SLOT, DecodeCall, EncodeCall, EncodeRow
 from exegpt_jax.engine.cache import Layers
+from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.results import Parts
 from exegpt_jax.engine.state import Block, Payload, State
@@ -83,6 +84,12 @@ class DecodeSide:
     def forget(self) -> None:
         """Frees the cache, before a new one is made."""
         self._state = None
+
+    def go_on(self, engine: Engine, resize: Program | None) -> None:
+        """The same rows under the programs of another engine on the same stage, whose state `resize` makes."""
+        if resize is not None:
+            self._state = State(*resize.run(*self.state))
+        self._engine = engine
 
     @property
     def state(self) -> State:

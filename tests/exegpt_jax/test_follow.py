@@ -170,7 +170,7 @@ def test_beyond_them_a_plan_is_made_and_swapped_in(rows: int, carries: bool) -> 
     margins = Margins(0.0, -0.2, 0.3, 0.8 * LONG, 1.3 * LONG, 1e-3, (), 15.0, -0.9, 3.0)
     new = dataclasses.replace(new, margins=margins)
     follower = Follower(plan, replan=again(new, asked, carries=carries))
-    drive = Drive(plan, step(300, SHORT, LONG), follower, 1200)
+    drive = Drive(plan, step(300, SHORT, LONG), follower, 900)
     drive.check()
     ((workload, before),) = asked
     assert before is plan
@@ -194,7 +194,7 @@ def test_no_plan_and_a_swap_that_fails_leave_the_plan_in_force() -> None:
         raise ValueError("latency_bound_s=1 binds")
 
     replan = Replan(refuses, lambda executor, given: Next(given, True))
-    drive = Drive(plan, step(300, SHORT, LONG), Follower(plan, replan=replan), 1200)
+    drive = Drive(plan, step(300, SHORT, LONG), Follower(plan, replan=replan), 800)
     drive.check()
     # Asked once for these lengths, not at every look.
     assert [record.numbers["error"] for record in drive.records("no plan")] == ["ValueError: latency_bound_s=1 binds"]
@@ -202,7 +202,7 @@ def test_no_plan_and_a_swap_that_fails_leave_the_plan_in_force() -> None:
     for carries in (True, False):
         asked: list[tuple[Workload, Plan]] = []
         follower = Follower(plan, replan=again(planned(rows=20, batch=3), asked, carries=carries, fails=True))
-        drive = Drive(plan, step(300, SHORT, LONG), follower, 1200)
+        drive = Drive(plan, step(300, SHORT, LONG), follower, 900)
         assert len(drive.records("swap failed")) == 1
         assert drive.runner.plan is plan
         assert all(end.reason in ("stop", "length") for end in drive.finished.values())
@@ -222,7 +222,7 @@ def test_a_plan_that_holds_less_than_was_promised_is_refused() -> None:
 def test_bounds_from_arrival_are_planned_for_with_the_arrivals() -> None:
     plan = planned(bound_from="arrival")
     asked: list[tuple[Workload, Plan]] = []
-    drive = Drive(plan, step(300, SHORT, LONG), Follower(plan, replan=again(planned(), asked)), 1200)
+    drive = Drive(plan, step(300, SHORT, LONG), Follower(plan, replan=again(planned(), asked)), 900)
     drive.check()
     workload = asked[0][0]
     assert workload.trace is not None
@@ -234,7 +234,7 @@ def test_bounds_from_arrival_are_planned_for_with_the_arrivals() -> None:
 def test_steady_traffic_asks_for_nothing() -> None:
     plan = planned()
     asked: list[tuple[Workload, Plan]] = []
-    drive = Drive(plan, step(0, SHORT, SHORT), Follower(plan, replan=again(plan, asked)), 1500)
+    drive = Drive(plan, step(0, SHORT, SHORT), Follower(plan, replan=again(plan, asked)), 800)
     drive.check()
     assert {record.event for record in drive.follower.records} == {"keep"}  # type: ignore[union-attr]
     assert asked == []

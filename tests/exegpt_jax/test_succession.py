@@ -1,0 +1,146 @@
+"""Another plan on the stage that runs: rows carried over or drained, the same tokens, nothing compiled on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import threading
+
+import pytest
+
+from exegpt_jax.engine import compiling
+from exegpt_jax.engine.api import Executor, Sampling
+from exegpt_jax.engine.engine import Engine
+from exegpt_jax.engine.executor import LocalExecutor
+from exegpt_jax.engine.succession import Succession, carries, prepare, same_stage, succession
+from exegpt_jax.models.random import random_stage
+from exegpt_jax.runner.follow import Follower
+from exegpt_jax.runner.loop import Runner
+from exegpt_jax.runner.request import Request
+from exegpt_jax.sharding.stage import Stage
+from solver.plan.buckets import Buckets
+from solver.plan.memory import memory_table
+from solver.plan.plan import Plan
+from solver.plan.schedule import Schedule, StageSpec
+from tests.exegpt_jax.plain_loop import PlainLoop
+from tests.exegpt_jax.test_runner_engine import Heard
+from tests.exegpt_jax.tiny_models import spec_of
+
+CACHE_TOKENS, PROMPT_TOKENS = 48, 16
+PLENTY = 2**40
+
+
+def stage_of() -> Stage:
+    """One layer: less to compile."""
+    spec = spec_of("llama")
+    one = dataclasses.replace(spec, layers=(dataclasses.replace(spec.layers[0], count=1),))
+    return random_stage(one, seed=3, scale=2.0)
+
+
+def plan_of(rows: int, iterations: int = 4, batch: int = 3) -> Plan:
+    stage = StageSpec("both", (0, 1), (0,), 1)
+    schedule = Schedule("rra", batch, iterations, rows, rows, (stage,), rows, 3)
+    buckets = Buckets((3,), (PROMPT_TOKENS,), (rows,), (CACHE_TOKENS,))
+    return Plan("test", "float32", "float32", CACHE_TOKENS, PROMPT_TOKENS, schedule, buckets)
+
+
+@pytest.fixture(scope="module")
+def executor() -> LocalExecutor:
+    engine = Engine(stage_of(), plan_of(6))
+    engine.warm_up()
+    return LocalExecutor(engine)
+
+
+@pytest.fixture(scope="module")
+def loop() -> PlainLoop:
+    return PlainLoop(stage_of(), CACHE_TOKENS)
+
+
+def prepared(executor: LocalExecutor, plan: Plan) -> Succession:
+    """On a thread of its own, as a Follower does it."""
+    found: list[Succession] = []
+    thread = threading.Thread(target=lambda: found.append(prepare(executor, plan, PLENTY)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def requests_of(seed: int, count: int) -> list[Request]:
+    rng = random.Random(seed)
+    found = []
+    for number in range(count):
+        prompt = tuple(rng.randrange(53) for _ in range(rng.randint(1, PROMPT_TOKENS)))
+        sampling = Sampling(max_tokens=rng.randint(8, 30), temperature=rng.choice([0.0, 0.9]), seed=number)
+        found.append(Request(f"r{number}", prompt, sampling))
+    return found
+
+
+def run(executor: Executor, plan: Plan, successors: dict[int, Succession], requests: list[Request]) -> Runner:
+    """Each successor is ready before the phase of its number."""
+    heard, follower = Heard(), Follower(plan)
+    runner = Runner(plan, executor, heard, follower=follower)
+    for request in requests:
+        runner.submit(request)
+    phase = 0
+    while True:
+        if phase in successors:
+            follower.successor = successors[phase]
+        if not runner.run_phase():
+            break
+        phase += 1
+    assert follower.successor is None
+    assert runner.stats().failed_phases == 0
+    assert runner.stats().live_bytes == 0
+    runner.heard = heard  # type: ignore[attr-defined]
+    return runner
+
+
+def swaps(runner: Runner) -> list[dict[str, object]]:
+    assert runner.follower is not None
+    return [dict(record.numbers) for record in runner.follower.records if record.event == "swap"]
+
+
+def test_rows_go_on_under_another_plan(executor: LocalExecutor, loop: PlainLoop) -> None:
+    """More rows and iterations, the first plan again while rows decode, and once more behind drained devices."""
+    engine = executor.engine
+    before = compiling.compilations(), compiling.compiled_behind()
+    grown = prepared(executor, plan_of(9, iterations=6, batch=4))
+    assert same_stage(executor, grown.plan)
+    assert compiling.compilations() == before[0]
+    assert compiling.compiled_behind() - before[1] == grown.compiled == 7
+    back = succession(grown.plan, engine, PLENTY)
+    drained = succession(grown.plan, engine, usable_bytes=1)
+    assert (grown.carries, back.carries, drained.carries) == (True, True, False)
+    requests = requests_of(1, 24)
+    with compiling.forbid_compilations():
+        runner = run(executor, engine.plan, {2: grown, 5: back, 8: grown, 11: drained}, requests)
+    runner.heard.check(requests, loop)  # type: ignore[attr-defined]
+    assert runner.plan == engine.plan
+    assert [record["carried"] > 0 for record in swaps(runner)] == [True, True, True, False]  # type: ignore[operator]
+    # To more rows at once; to fewer when the others have gone, if need be; drained devices were waited for.
+    held = [record["held_s"] for record in swaps(runner)]
+    assert held[0] == held[2] == 0.0
+    assert held[3] > 0  # type: ignore[operator]
+    # Nine rows are nine: more than the first plan could hold have decoded together.
+    assert max(entry.rows for entry in runner.timeline if entry.kind == "decode") > 6
+
+
+def test_rows_are_carried_where_both_caches_fit(executor: LocalExecutor) -> None:
+    spec, plan = executor.engine.stage.spec, executor.engine.plan
+    table = memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype)[0]
+    assert carries(spec, plan, plan_of(6, iterations=9), 1)
+    need = table.total_bytes + table.cache_bytes + table.counts_bytes
+    other = plan_of(5)
+    assert carries(spec, other, plan, need)
+    assert carries(spec, plan, other, need)
+    assert not carries(spec, plan, other, table.total_bytes)
+    longer = dataclasses.replace(plan, cache_tokens=40, buckets=dataclasses.replace(plan.buckets, cache_tokens=(40,)))
+    assert not carries(spec, plan, longer, PLENTY)
+
+
+def test_another_stage_is_not_the_same(executor: LocalExecutor) -> None:
+    plan = executor.engine.plan
+    stage = dataclasses.replace(plan.schedule.stages[0], devices=(1,))
+    elsewhere = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, stages=(stage,)))
+    assert not same_stage(executor, elsewhere)
+    assert not same_stage(executor, dataclasses.replace(plan, cache_dtype="bfloat16"))
