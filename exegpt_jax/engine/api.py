@@ -149,6 +149,33 @@ class Logprobs:
 
 
 @dataclasses.dataclass(frozen=True)
+class StageWork:
+    """What one of several stages did of a phase: one encode call, or one iteration of one decode micro-batch.
+
+    Attributes:
+      stage: index in the pipeline.
+      tensor: devices that worked on it.
+      micro_batch: which call, or which part of the decode batch.
+      iteration: of the phase; 0 for an encode call.
+      rows: requests in it.
+      tokens: prompt tokens encoded, or tokens generated.
+      rows_bucket, tokens_bucket: compiled shape.
+      dispatched_s, ready_s: when it was handed to the stage, and when it was seen to be done, on the executor's clock.
+    """
+
+    stage: int
+    tensor: int
+    micro_batch: int
+    iteration: int
+    rows: int
+    tokens: int
+    rows_bucket: int
+    tokens_bucket: int
+    dispatched_s: float
+    ready_s: float
+
+
+@dataclasses.dataclass(frozen=True)
 class EncodeResult:
     """First tokens of one encode call.
 
@@ -156,11 +183,13 @@ class EncodeResult:
       tokens: int32 [rows, width]; rows in the call's order, without padding; meaningless where a row's slot is NO_SLOT.
       done: bool [rows]: the first token already ended the row.
       logprobs: of those tokens, where any row asked.
+      work: of each stage, where there are several.
     """
 
     tokens: np.ndarray
     done: np.ndarray
     logprobs: Logprobs | None = None
+    work: tuple[StageWork, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,12 +201,14 @@ class DecodeResult:
       counts: int32 [iterations, rows_bucket]: valid tokens of each row in each iteration (0 or 1 now).
       done: bool [rows_bucket]: the row holds no running request after the phase.
       logprobs: [iterations, rows_bucket, ...], where any row asked.
+      work: of each stage, micro-batch and iteration, where there are several stages or micro-batches.
     """
 
     tokens: np.ndarray
     counts: np.ndarray
     done: np.ndarray
     logprobs: Logprobs | None = None
+    work: tuple[StageWork, ...] = ()
 
 
 class Pending(Protocol):

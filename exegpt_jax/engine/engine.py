@@ -12,9 +12,9 @@ import numpy as np
 
 from exegpt_jax.engine.api import EncodeCall, EngineError
 from exegpt_jax.engine.cache import Layers
-from exegpt_jax.engine.compiling import Program, compile_all
-from exegpt_jax.engine.programs import SLOTS_PER_CALL, Recipes
-from exegpt_jax.engine.sampling import pack
+from exegpt_jax.engine.call_arrays import chunk_of_prompt, ints, whole_prompts
+from exegpt_jax.engine.compiling import Program, Recipe, compile_all
+from exegpt_jax.engine.programs import SLOTS_PER_CALL, Key, Recipes
 from exegpt_jax.engine.state import Block, Payload, State
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.plan import Plan
@@ -24,8 +24,8 @@ def _silent(name: str, done: int, total: int) -> None:
     pass
 
 
-class Engine:
-    """One stage with the whole model and the programs of a plan.
+class SlotEngine:
+    """A stage, the programs of a plan on it, and its slots.
 
     Attributes:
       stage: parameters on their mesh.
@@ -48,95 +48,32 @@ class Engine:
           progress: called with a program's name, how many are done, and how many there are.
           kinds: only these (a measurement needs few).
         """
-        recipes = Recipes(self.stage, self.plan).all()
-        recipes = {key: recipe for key, recipe in recipes.items() if kinds is None or key[0] in kinds}
+        recipes = {key: recipe for key, recipe in self.recipes().items() if kinds is None or key[0] in kinds}
         self.programs = compile_all(list(recipes.values()), progress)
         self._run = dict(zip(recipes, self.programs, strict=True))
         return self.programs
+
+    def recipes(self) -> dict[Key, Recipe]:
+        """All that may be compiled, by key."""
+        return Recipes(self.stage, self.plan).all()
 
     def initial_state(self) -> State:
         """An empty cache."""
         return State(*self._call("alloc"))
 
-    def encode(self, call: EncodeCall) -> tuple[Payload, Block]:
-        """Whole prompts of one call, padded to its buckets."""
-        rows, bucket = call.rows, call.rows_bucket
-        tokens = np.zeros((bucket, call.tokens_bucket), np.int32)
-        for index, row in enumerate(rows):
-            tokens[index, : len(row.token_ids)] = row.token_ids
-        payload, block = self._call(
-            "encode",
-            bucket,
-            call.tokens_bucket,
-            arguments=(
-                self.stage.params,
-                tokens,
-                _ints([len(row.token_ids) for row in rows], bucket, 0),
-                _ints([row.generated for row in rows], bucket, 0),
-                pack([row.sampling for row in rows], bucket),
-            ),
-        )
-        return payload, block
-
-    def encode_chunk(self, call: EncodeCall, layers: Layers | None, history: Sequence[int]) -> tuple[Payload, Block]:
-        """The next chunk of one prompt; `layers` (donated) and `history` are what came before it."""
-        (row,) = call.rows
-        context = call.context_bucket
-        if layers is None:
-            layers = self._call("payload", context)
-        tokens = np.zeros((1, call.tokens_bucket), np.int32)
-        tokens[0, : len(row.token_ids)] = row.token_ids
-        whole = np.zeros((1, context), np.int32)
-        length = row.start + len(row.token_ids)
-        whole[0, :length] = [*history, *row.token_ids]
-        payload, block = self._call(
-            "chunk",
-            call.tokens_bucket,
-            context,
-            arguments=(
-                self.stage.params,
-                layers,
-                tokens,
-                _ints([row.start], 1, 0),
-                whole,
-                _ints([length], 1, 0),
-                _ints([row.generated], 1, 0),
-                pack([row.sampling], 1),
-            ),
-        )
-        return payload, block
-
     def insert(self, state: State, payload: Payload, slots: Sequence[int], length: int) -> State:
         """Puts the payload's rows into slots; `length` is the payload's, in positions."""
-        bucket = payload.rows.token.shape[0]
-        where = _ints(slots, bucket, self.plan.schedule.max_rows)
+        bucket = payload.layers[0][1].shape[0]
+        where = ints(slots, bucket, self.plan.schedule.max_rows)
         return State(*self._call("insert", bucket, length, arguments=(state.cache, state.rows, payload, where)))
-
-    def decode(self, state: State, iterations: int, rows_bucket: int, cache_bucket: int) -> tuple[State, Block]:
-        """At most `iterations` tokens for each active row among the lowest `rows_bucket`, in one dispatch."""
-        if iterations > self.plan.schedule.decode_iterations:
-            raise EngineError(f"{iterations} iterations exceed the plan's {self.plan.schedule.decode_iterations}")
-        arguments = (self.stage.params, state.cache, state.rows, np.int32(iterations))
-        cache, rows, block = self._call("decode", rows_bucket, cache_bucket, arguments=arguments)
-        return State(cache, rows), block
 
     def release(self, state: State, slots: Sequence[int]) -> State:
         """Ends rows."""
         rows = state.rows
-        for some in _batches(slots):
-            where = _ints(some, SLOTS_PER_CALL, self.plan.schedule.max_rows)
+        for some in batches(slots):
+            where = ints(some, SLOTS_PER_CALL, self.plan.schedule.max_rows)
             rows = self._call("release", arguments=(rows, where))
         return State(state.cache, rows)
-
-    def move(self, state: State, moves: Sequence[tuple[int, int]]) -> State:
-        """Carries rows to other slots."""
-        cache, rows = state
-        beyond = self.plan.schedule.max_rows
-        for some in _batches(moves):
-            sources = _ints([source for source, _ in some], SLOTS_PER_CALL, beyond)
-            targets = _ints([target for _, target in some], SLOTS_PER_CALL, beyond)
-            cache, rows = self._call("move", arguments=(cache, rows, sources, targets))
-        return State(cache, rows)
 
     def _call(self, *key: object, arguments: tuple[object, ...] = ()):  # type: ignore[no-untyped-def]  # per program
         program = self._run.get(key)
@@ -147,11 +84,42 @@ class Engine:
         return program.run(*arguments)
 
 
-def _ints(values: Sequence[int], size: int, padding: int) -> np.ndarray:
-    padded = np.full(size, padding, np.int32)
-    padded[: len(values)] = values
-    return padded
+class Engine(SlotEngine):
+    """One stage with the whole model: attributes as in `SlotEngine`."""
+
+    def encode(self, call: EncodeCall) -> tuple[Payload, Block]:
+        """Whole prompts of one call, padded to its buckets."""
+        arguments = (self.stage.params, *whole_prompts(call))
+        payload, block = self._call("encode", call.rows_bucket, call.tokens_bucket, arguments=arguments)
+        return payload, block
+
+    def encode_chunk(self, call: EncodeCall, layers: Layers | None, history: Sequence[int]) -> tuple[Payload, Block]:
+        """The next chunk of one prompt; `layers` (donated) and `history` are what came before it."""
+        if layers is None:
+            layers = self._call("payload", call.context_bucket)
+        arguments = (self.stage.params, layers, *chunk_of_prompt(call, history))
+        payload, block = self._call("chunk", call.tokens_bucket, call.context_bucket, arguments=arguments)
+        return payload, block
+
+    def decode(self, state: State, iterations: int, rows_bucket: int, cache_bucket: int) -> tuple[State, Block]:
+        """At most `iterations` tokens for each active row among the lowest `rows_bucket`, in one dispatch."""
+        if iterations > self.plan.schedule.decode_iterations:
+            raise EngineError(f"{iterations} iterations exceed the plan's {self.plan.schedule.decode_iterations}")
+        arguments = (self.stage.params, state.cache, state.rows, np.int32(iterations))
+        cache, rows, block = self._call("decode", rows_bucket, cache_bucket, arguments=arguments)
+        return State(cache, rows), block
+
+    def move(self, state: State, moves: Sequence[tuple[int, int]]) -> State:
+        """Carries rows to other slots."""
+        cache, rows = state
+        beyond = self.plan.schedule.max_rows
+        for some in batches(moves):
+            sources = ints([source for source, _ in some], SLOTS_PER_CALL, beyond)
+            targets = ints([target for _, target in some], SLOTS_PER_CALL, beyond)
+            cache, rows = self._call("move", arguments=(cache, rows, sources, targets))
+        return State(cache, rows)
 
 
-def _batches(values: Sequence) -> list[Sequence]:
+def batches(values: Sequence) -> list[Sequence]:
+    """As many as one dispatch releases or moves."""
     return [values[first : first + SLOTS_PER_CALL] for first in range(0, len(values), SLOTS_PER_CALL)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,11 @@ class Rows(NamedTuple):
     wanted: SamplingRows
 
 
+# What a stage that does not sample has in their place: programs map over either alike.
+NO_COUNTS = cast(Counts, ())
+NO_ROWS = cast(Rows, ())
+
+
 class State(NamedTuple):
     cache: Cache
     rows: Rows
@@ -72,6 +77,18 @@ class Block(NamedTuple):
     chosen: Float[Array, "iterations rows"]
     top_ids: Int[Array, "iterations rows logprobs"]
     top: Float[Array, "iterations rows logprobs"]
+
+
+class Feed(NamedTuple):
+    """What an iteration of some rows begins with: it travels from stage to stage.
+
+    Attributes:
+      x: newest tokens [rows, 1], or what the stages before made of them [rows, 1, embed].
+      position: of those tokens; -1 where a row does not decode.
+    """
+
+    x: Int[Array, "rows 1"] | Float[Array, "rows 1 embed"]
+    position: Int[Array, "rows"]
 
 
 def accept(

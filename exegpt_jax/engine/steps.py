@@ -66,12 +66,7 @@ class Steps:
         wanted: SamplingRows,
     ) -> tuple[Payload, Block]:
         """Whole prompts from position 0; rows beyond the real ones have length 0."""
-        index = jnp.arange(tokens.shape[1])[None, :]
-        positions = jnp.where(index < lengths[:, None], index, -1)
-        model = self.stage.module(params)
-        x, layers = model.forward(tokens, positions, None, kv.SlotOps(self.cache_dtype))
-        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-        return self._first(model, last, layers, tokens, lengths, generated, wanted)
+        return self.encode_end(params, tokens, tokens, lengths, generated, wanted)
 
     def encode_chunk(
         self,
@@ -88,12 +83,7 @@ class Steps:
 
         `history` is the prompt up to `lengths`; the first token that comes out counts only with the last chunk.
         """
-        index = jnp.arange(tokens.shape[1])[None, :] + start[:, None]
-        positions = jnp.where(index < lengths[:, None], index, -1)
-        model = self.stage.module(params)
-        x, layers = model.forward(tokens, positions, layers, kv.SlotOps(self.cache_dtype))
-        last = jnp.take_along_axis(x, (lengths - start - 1)[:, None, None], axis=1)[:, 0]
-        return self._first(model, last, layers, history, lengths, generated, wanted)
+        return self.chunk_end(params, layers, tokens, start, history, lengths, generated, wanted)
 
     def insert(self, cache: Cache, rows: Rows, payload: Payload, slots: Int[Array, "new"]) -> tuple[Cache, Rows]:
         """Puts encoded prompts into their slots; slots beyond the cache are dropped."""
@@ -107,28 +97,21 @@ class Steps:
         model = self.stage.module(params)
         ops = kv.SlotOps(self.cache_dtype)
 
-        def going(live: Rows) -> Bool[Array, "rows"]:
-            # A row at the end of the view waits for a call with a longer one.
-            return live.active & (live.position < cache_bucket)
-
         def more(carry: Carry) -> Bool[Array, ""]:
             step, _, _, live, _ = carry
-            return (step < iterations) & jnp.any(going(live))
+            return (step < iterations) & jnp.any(going(live, cache_bucket))
 
         def body(carry: Carry) -> Carry:
             step, view, counts, live, block = carry
-            active = going(live)
+            active = going(live, cache_bucket)
             positions = jnp.where(active, live.position, -1)[:, None]
             x, view = model.forward(live.token[:, None], positions, view, ops)
-            logits = self._scores(model, x[:, 0])
-            position = live.position + 1
-            chosen = choose(logits, live.wanted, counts, position, live.generated, active, self.stage.spec.vocab_size)
-            after = accept(live, active, chosen.token, position, self.cache_tokens)
-            return step + 1, view, count(counts, chosen.token, active), after, _record(block, step, chosen, active)
+            counts, after, chosen = self._sample(model, x[:, 0], counts, live, active)
+            return step + 1, view, counts, after, record(block, step, chosen, active)
 
         view = kv.cut(cache.layers, rows_bucket, cache_bucket)
         own_rows = jax.tree.map(lambda held: held[:rows_bucket], rows)
-        carry = (jnp.int32(0), view, cache.counts, own_rows, _empty_block(self.most_iterations, rows_bucket))
+        carry = (jnp.int32(0), view, cache.counts, own_rows, empty_block(self.most_iterations, rows_bucket))
         _, view, counts, after, block = lax.while_loop(more, body, carry)
         layers = kv.put_back(cache.layers, view, own_rows.position, after.position, self.most_iterations)
         rows = jax.tree.map(lambda held, own: held.at[:rows_bucket].set(own), rows, after)
@@ -149,6 +132,54 @@ class Steps:
         moved = put_rows(rows, take_rows(rows, sources), targets)
         return Cache(kv.move(cache.layers, sources, targets), counts), self.release(moved, sources)
 
+    def encode_end(
+        self,
+        params: Params,
+        x: Int[Array, "rows tokens"] | Float[Array, "rows tokens embed"],
+        tokens: Int[Array, "rows tokens"],
+        lengths: Int[Array, "rows"],
+        generated: Int[Array, "rows"],
+        wanted: SamplingRows,
+    ) -> tuple[Payload, Block]:
+        """Whole prompts through this stage and its head; `x` is what the stages before made of `tokens`."""
+        model = self.stage.module(params)
+        x, layers = model.forward(x, prompt_positions(tokens.shape[1], 0, lengths), None, kv.SlotOps(self.cache_dtype))
+        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+        return self._first(model, last, layers, tokens, lengths, generated, wanted)
+
+    def chunk_end(
+        self,
+        params: Params,
+        layers: kv.Layers,
+        x: Int[Array, "1 tokens"] | Float[Array, "1 tokens embed"],
+        start: Int[Array, "1"],
+        history: Int[Array, "1 length"],
+        lengths: Int[Array, "1"],
+        generated: Int[Array, "1"],
+        wanted: SamplingRows,
+    ) -> tuple[Payload, Block]:
+        """The same for a chunk."""
+        model = self.stage.module(params)
+        positions = prompt_positions(x.shape[1], start[:, None], lengths)
+        x, layers = model.forward(x, positions, layers, kv.SlotOps(self.cache_dtype))
+        last = jnp.take_along_axis(x, (lengths - start - 1)[:, None, None], axis=1)[:, 0]
+        return self._first(model, last, layers, history, lengths, generated, wanted)
+
+    def _sample(
+        self,
+        model: StageModel,
+        x: Float[Array, "rows embed"],
+        counts: Counts,
+        live: Rows,
+        active: Bool[Array, "rows"],
+    ) -> tuple[Counts, Rows, Chosen]:
+        """One more token of the active rows, from their newest activations."""
+        logits = self._scores(model, x)
+        position = live.position + 1
+        chosen = choose(logits, live.wanted, counts, position, live.generated, active, self.stage.spec.vocab_size)
+        after = accept(live, active, chosen.token, position, self.cache_tokens)
+        return count(counts, chosen.token, active), after, chosen
+
     def _first(
         self,
         model: StageModel,
@@ -166,7 +197,7 @@ class Steps:
         chosen = choose(logits, wanted, counts, lengths, generated, real, self.stage.spec.vocab_size)
         fresh = Rows(jnp.zeros_like(lengths), lengths, generated, real, wanted)
         rows = accept(fresh, real, chosen.token, lengths, self.cache_tokens)
-        block = _record(_empty_block(1, lengths.shape[0]), jnp.int32(0), chosen, real)._replace(done=~rows.active)
+        block = record(empty_block(1, lengths.shape[0]), jnp.int32(0), chosen, real)._replace(done=~rows.active)
         return Payload(layers, count(counts, chosen.token, real), rows), block
 
     def _scores(self, model: StageModel, x: Float[Array, "rows embed"]) -> Float[Array, "rows vocab"]:
@@ -175,13 +206,27 @@ class Steps:
         return lax.with_sharding_constraint(model.head(x), NamedSharding(self.stage.mesh, PartitionSpec()))
 
 
+def going(live: Rows, length: int) -> Bool[Array, "rows"]:
+    """Rows that decode on `length` positions; one at their end waits for a call with more."""
+    return live.active & (live.position < length)
+
+
+def prompt_positions(
+    tokens: int, start: int | Int[Array, "rows 1"], lengths: Int[Array, "rows"]
+) -> Int[Array, "rows tokens"]:
+    """Positions of a call's tokens from `start` on; -1 behind the end of a row's prompt."""
+    index = jnp.arange(tokens)[None, :] + start
+    return jnp.where(index < lengths[:, None], index, -1)
+
+
 def _no_rows(rows: int) -> Rows:
     zeros = jnp.zeros(rows, jnp.int32)
     wanted = jax.tree.map(jnp.asarray, pack((), rows))
     return Rows(zeros, zeros, zeros, jnp.zeros(rows, jnp.bool_), wanted)
 
 
-def _empty_block(iterations: int, rows: int) -> Block:
+def empty_block(iterations: int, rows: int) -> Block:
+    """Room for so many iterations, every row ended."""
     wide = (iterations, rows, MAX_LOGPROBS)
     return Block(
         tokens=jnp.zeros((iterations, rows, 1), jnp.int32),
@@ -193,7 +238,8 @@ def _empty_block(iterations: int, rows: int) -> Block:
     )
 
 
-def _record(block: Block, step: Int[Array, ""], chosen: Chosen, happened: Bool[Array, "rows"]) -> Block:
+def record(block: Block, step: Int[Array, ""], chosen: Chosen, happened: Bool[Array, "rows"]) -> Block:
+    """The block with the tokens of one iteration."""
     return Block(
         tokens=block.tokens.at[step].set(chosen.token[:, None]),
         counts=block.counts.at[step].set(happened.astype(jnp.int32)),

@@ -1,0 +1,46 @@
+"""Links: how one stage's output reaches the next stage's devices, and the sampled tokens the first stage's.
+
+What travels is whole on every device of either mesh, so each receiver gets its copy straight from one sender
+(`exegpt_jax.engine.carrying`): dispatched at once, waiting for nothing, whatever the two tensor degrees are. A
+`jax.device_put` of the whole array onto a mesh of another size would wait for it and copy it through the host.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from jax import Array
+from jax.sharding import Mesh
+
+from exegpt_jax.engine.carrying import carry_whole
+from exegpt_jax.engine.state import Feed
+
+
+class Link:
+    """From one mesh to another; the same mesh on both ends costs nothing."""
+
+    def __init__(self, source: Mesh, target: Mesh) -> None:
+        self._target = target
+        self._apart = source != target
+
+    def carry(self, x: Array) -> Array:
+        """Activations of prompts, on their way."""
+        return carry_whole([x], self._target)[0] if self._apart else x
+
+    def feed(self, feed: Feed) -> Feed:
+        """What an iteration goes on with, on its way."""
+        return Feed(*carry_whole(list(feed), self._target)) if self._apart else feed
+
+
+class Links:
+    """The links of one pipeline.
+
+    Attributes:
+      ahead: from each stage but the last to the next.
+      back: from the last stage to the first.
+    """
+
+    def __init__(self, meshes: Sequence[Mesh]) -> None:
+        self.ahead = tuple(Link(*pair) for pair in itertools.pairwise(meshes))
+        self.back = Link(meshes[-1], meshes[0])

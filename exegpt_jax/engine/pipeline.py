@@ -1,0 +1,146 @@
+"""A pipeline: stages on meshes of their own, and the passes that prompts and decode micro-batches make through them.
+
+A pass is dispatched to every stage at once, so the next one can be before this one is done anywhere: stages overlap.
+One thread dispatches; how far it may run ahead is bounded (`exegpt_jax.engine.windows`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from jax import Array
+
+from exegpt_jax.engine.api import EncodeCall, StageWork
+from exegpt_jax.engine.cache import Layers
+from exegpt_jax.engine.call_arrays import chunk_of_prompt, whole_prompts
+from exegpt_jax.engine.links import Links
+from exegpt_jax.engine.stage_engine import StageEngine, View
+from exegpt_jax.engine.state import Block, Feed, Payload, State
+from exegpt_jax.engine.windows import Mark, Windows
+from exegpt_jax.sharding.stage import Stage
+from solver.plan.micro_batches import decode_parts
+from solver.plan.plan import Plan
+
+# Iterations of each micro-batch that may be under way: while one is computed, the next is on its way.
+_PASSES_AHEAD = 2
+# So many passes may be under way in any case, or else few micro-batches would leave stages waiting for dispatches.
+_LEAST_WINDOW = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodePass:
+    """An encode call under way.
+
+    Attributes:
+      payloads: of each stage.
+      block: first tokens.
+      marks: of each stage.
+    """
+
+    payloads: tuple[Payload, ...]
+    block: Block
+    marks: tuple[Mark, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodePass:
+    """One iteration of a micro-batch under way.
+
+    Attributes:
+      views: of each stage, behind it.
+      feed: what the next one begins with, on its way to the first stage.
+      positions: [rows] on each stage, of the tokens that it read.
+      block: its tokens.
+      marks: of each stage.
+    """
+
+    views: tuple[View, ...]
+    feed: Feed
+    positions: tuple[Array, ...]
+    block: Block
+    marks: tuple[Mark, ...]
+
+
+class Pipeline:
+    """Warm stages in order.
+
+    Attributes:
+      plan: what it runs.
+      engines: of the stages.
+      parts: m_D, decode micro-batches.
+      windows: what is under way.
+    """
+
+    def __init__(self, stages: Sequence[Stage], plan: Plan, clock: Callable[[], float]) -> None:
+        self.plan, self.clock = plan, clock
+        self.engines = tuple(StageEngine(stage, plan) for stage in stages)
+        self.parts = decode_parts(plan.schedule)
+        self._links = Links([stage.mesh for stage in stages])
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is under way any more."""
+        most = max(_LEAST_WINDOW, _PASSES_AHEAD * self.parts)
+        self.windows = Windows(len(self.engines), most, self.clock)
+
+    def encode(self, call: EncodeCall, held: Sequence[Layers] | None, before: Sequence[int]) -> EncodePass:
+        """Prompts through every stage; of a chunk, `held` (donated) and `before` are what came before it."""
+        self.windows.make_room()
+        prompts = None if call.context_bucket else whole_prompts(call)
+        chunk = chunk_of_prompt(call, before) if call.context_bucket else None
+        x: Array | None = None
+        payloads, marks = [], []
+        for index, engine in enumerate(self.engines):
+            began_s = self.clock()
+            if chunk is None:
+                assert prompts is not None
+                payload, out = engine.encode(call, prompts, x)
+            else:
+                payload, out = engine.encode_chunk(call, chunk, None if held is None else held[index], x)
+            payloads.append(payload)
+            if isinstance(out, Block):
+                marks.append(self.windows.add(index, began_s, out.tokens))
+                return EncodePass(tuple(payloads), out, tuple(marks))
+            marks.append(self.windows.add(index, began_s, out))
+            x = self._links.ahead[index].carry(out)
+        raise AssertionError("the last stage has no head")
+
+    def begin(self, states: Sequence[State], rows: int, length: int) -> tuple[tuple[View, ...], Feed]:
+        """Views of a part's lowest rows on every stage, and what their first iteration begins with on the first one."""
+        views = []
+        feed: Feed | None = None
+        for engine, state in zip(self.engines, states, strict=True):
+            view, feed = engine.begin(state, rows, length)
+            views.append(view)
+        assert feed is not None
+        return tuple(views), self._links.back.feed(feed)
+
+    def iterate(self, views: Sequence[View], feed: Feed) -> DecodePass:
+        """One iteration of a micro-batch through every stage."""
+        block: Block | None = None
+        after, positions, marks = [], [], []
+        for index, (engine, view) in enumerate(zip(self.engines, views, strict=True)):
+            began_s = self.clock()
+            positions.append(feed.position)
+            view, feed, block = engine.iterate(view, feed)
+            marks.append(self.windows.add(index, began_s, feed.x if block is None else block.tokens))
+            after.append(view)
+            feed = (self._links.back if engine.last else self._links.ahead[index]).feed(feed)
+        assert block is not None
+        return DecodePass(tuple(after), feed, tuple(positions), block, tuple(marks))
+
+    def work(
+        self, marks: Sequence[Mark], micro_batch: int, iteration: int, rows: int, tokens: int, shape: tuple[int, int]
+    ) -> list[StageWork]:
+        """What the stages did in one pass that is done; `shape`: compiled rows and tokens."""
+        found = []
+        for mark, engine in zip(marks, self.engines, strict=True):
+            assert mark.ready_s is not None
+            tensor = engine.stage.mesh.shape["tensor"]
+            found.append(
+                StageWork(
+                    mark.stage, tensor, micro_batch, iteration, rows, tokens, *shape, mark.dispatched_s, mark.ready_s
+                )
+            )
+        return found
