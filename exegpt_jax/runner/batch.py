@@ -107,7 +107,7 @@ class Batch:
         if self.holding:
             decision = dataclasses.replace(decision, admit=0)
         self._deferrals = deferrals_after(self._deferrals, len(waiting), free, decision.admit)
-        moves = self._compact(decision)
+        moves = self._compact(live + promised + decision.admit) if decision.compact else ()
         for _ in range(decision.admit):
             number, row = waiting.popitem(last=False)
             self.encoding[number] = row
@@ -120,11 +120,10 @@ class Batch:
             return None
         return PhaseCommand(phase, drop, release, moves, calls, decode)
 
-    def _compact(self, decision: Decision) -> tuple[tuple[int, int], ...]:
-        """Moves rows down if all that will be live then fit a smaller bucket."""
+    def _compact(self, expected: int) -> tuple[tuple[int, int], ...]:
+        """Moves rows down if all that will be live then, `expected`, fit a smaller bucket."""
         ladder = self._plan.buckets.decode_rows
-        expected = len(self.slots.rows) + len(self.encoding) + decision.admit
-        if not decision.compact or expected == 0 or self.slots.highest == 0:
+        if expected == 0 or self.slots.highest == 0:
             return ()
         smaller = round_up(expected, ladder)
         return self.slots.compact(smaller) if round_up(self.slots.highest, ladder) > smaller else ()

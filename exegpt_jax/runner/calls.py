@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from exegpt_jax.engine.api import NO_SLOT, EncodeCall, EncodeRow
+from exegpt_jax.engine.api import NO_SLOT, NO_SLOT_YET, EncodeCall, EncodeRow
 from exegpt_jax.runner.rows import Row, Slots
 from solver.plan.buckets import Buckets, round_up
 from solver.plan.packing import pack
 
 
 def encode_calls(
-    rows: Iterable[Row], slots: Slots, buckets: Buckets, prompt_tokens: int | None, now_s: float
+    rows: Iterable[Row], slots: Slots | None, buckets: Buckets, prompt_tokens: int | None, now_s: float
 ) -> tuple[EncodeCall, ...]:
     """Calls for rows in order of arrival.
 
     Args:
       rows: whose prompts are not wholly encoded yet; `encoded` and `slot` are advanced.
-      slots: complete rows take theirs here.
+      slots: complete rows take theirs here; None: they are handed over and get theirs later.
       buckets: compiled shapes.
       prompt_tokens: most tokens to encode; None: all. At least one row moves on.
       now_s: when these calls begin.
@@ -46,7 +46,7 @@ def encode_calls(
     return (*_whole_calls(whole, slots, buckets), *chunks)
 
 
-def _whole_calls(rows: Sequence[Row], slots: Slots, buckets: Buckets) -> list[EncodeCall]:
+def _whole_calls(rows: Sequence[Row], slots: Slots | None, buckets: Buckets) -> list[EncodeCall]:
     return [
         EncodeCall(
             rows=tuple(_advance(rows[member], len(rows[member].source_ids), slots) for member in packed.members),
@@ -58,7 +58,7 @@ def _whole_calls(rows: Sequence[Row], slots: Slots, buckets: Buckets) -> list[En
 
 
 def _chunk_calls(
-    row: Row, tokens: int, slots: Slots, sizes: tuple[int, ...], contexts: tuple[int, ...]
+    row: Row, tokens: int, slots: Slots | None, sizes: tuple[int, ...], contexts: tuple[int, ...]
 ) -> list[EncodeCall]:
     context_bucket = round_up(max(len(row.source_ids), sizes[0]), contexts)
     # Ladders of chunks and of contexts have rungs of their own; no chunk is larger than what it goes into.
@@ -71,14 +71,17 @@ def _chunk_calls(
     return calls
 
 
-def _advance(row: Row, tokens: int, slots: Slots) -> EncodeRow:
+def _advance(row: Row, tokens: int, slots: Slots | None) -> EncodeRow:
     """The row's next tokens; with the last of them it takes its slot."""
     start, row.encoded = row.encoded, row.encoded + tokens
+    slot = NO_SLOT
+    if row.encoded == len(row.source_ids):
+        slot = NO_SLOT_YET if slots is None else slots.take(row)
     return EncodeRow(
         request=row.number,
         token_ids=row.source_ids[start : row.encoded],
         start=start,
-        slot=slots.take(row) if row.encoded == len(row.source_ids) else NO_SLOT,
+        slot=slot,
         sampling=row.request.sampling,
         generated=row.generated,
     )

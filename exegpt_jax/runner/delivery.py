@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from exegpt_jax.engine.api import NO_SLOT, DecodeResult, EncodeCall, EncodeResult, Logprobs
+from exegpt_jax.engine.api import NO_SLOT, DecodeResult, EncodeCall, EncodeResult, EncodeRow, Logprobs
 from exegpt_jax.runner.events import Finished, Reason, Times, Tokens
 from exegpt_jax.runner.rows import Row
 
@@ -38,12 +38,22 @@ def first_tokens(
     calls: Sequence[EncodeCall], results: Sequence[EncodeResult], slots: Mapping[int, Row], now_s: float
 ) -> Outcome:
     """The encode part: one token for each row whose prompt is complete."""
+    return first_tokens_of(calls, results, lambda row: slots[row.slot], now_s)
+
+
+def first_tokens_of(
+    calls: Sequence[EncodeCall],
+    results: Sequence[EncodeResult],
+    find: Callable[[EncodeRow], Row | None],
+    now_s: float,
+) -> Outcome:
+    """The same, where `find` knows whose row it is; None if it has ended in the meantime."""
     events, ended = [], []
     for call, result in zip(calls, results, strict=True):
         for index, encode_row in enumerate(call.rows):
-            if encode_row.slot == NO_SLOT:
+            row = None if encode_row.slot == NO_SLOT else find(encode_row)
+            if row is None:
                 continue
-            row = slots[encode_row.slot]
             logprobs = _logprobs_of(row, result.logprobs, slice(index, index + 1))
             events.append(_tokens(row, (int(result.tokens[index, 0]),), logprobs, now_s))
             if result.done[index]:

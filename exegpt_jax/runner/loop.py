@@ -15,17 +15,21 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
-from exegpt_jax.engine.api import EncodeCall, Executor, PhaseCommand
+from exegpt_jax.engine.api import ApartExecutor, Executor, PhaseCommand
 from exegpt_jax.runner import delivery
-from exegpt_jax.runner.batch import Batch, Queue
+from exegpt_jax.runner.apart import ApartBatch, batch_of, works_apart
+from exegpt_jax.runner.batch import Queue
+from exegpt_jax.runner.entries import decode_entry, encode_entry, stage_entries
 from exegpt_jax.runner.events import Event, Reason
 from exegpt_jax.runner.figures import Figures
 from exegpt_jax.runner.follow import Follower, Successor
 from exegpt_jax.runner.limits import check
 from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.rows import Row
+from exegpt_jax.runner.turn import Desk, take_turn
 from solver.plan.plan import Plan
 from solver.plan.timeline import Predictor, Timeline, TimelineEntry
 
@@ -102,7 +106,7 @@ class Runner:
         # The loop's own.
         self._waiting: Queue = Queue()
         self._timed: dict[int, Row] = {}
-        self._batch = Batch(plan)
+        self._batch = batch_of(plan)
         self._phases = self._failed = self._finished = self._tokens = 0
         self._broken = False
         # When the batch began to hold for another plan.
@@ -202,21 +206,36 @@ class Runner:
         self._take_news()
         if self.follower is not None:
             self._follow(self.follower)
-        command = self._batch.next_command(self._phases, self._waiting, begun_s)
-        if command is None:
+        work = self._next_work(begun_s)
+        if work is None:
             return False
-        self._phases += 1
         try:
-            self._execute(command)
+            work()
         # Whatever a program or its device may raise costs the requests on it, never the loop.
         except Exception as error:
             self._recover(error)
         else:
-            turn_s = self._clock() - begun_s
-            self.timeline.close(command.phase, turn_s)
             if self.follower is not None:
-                self.follower.phase_took(turn_s)
+                self.follower.phase_took(self._clock() - begun_s)
         return True
+
+    def _next_work(self, begun_s: float) -> Callable[[], None] | None:
+        """The next phase, or the next turn of a plan whose sides are apart; None if nothing is to do."""
+        batch = self._batch
+        if isinstance(batch, ApartBatch):
+            executor = cast(ApartExecutor, self._executor)
+            desk = Desk(executor, self._clock, self._phase_numbers(), self.timeline, self._deliver)
+            return None if batch.idle(self._waiting) else lambda: take_turn(batch, self._waiting, desk)
+        command = batch.next_command(self._phases, self._waiting, begun_s)
+        if command is None:
+            return None
+        self._phases += 1
+        return lambda: self._execute(command, begun_s)
+
+    def _phase_numbers(self) -> Iterator[int]:
+        while True:
+            self._phases += 1
+            yield self._phases - 1
 
     def _follow(self, follower: Follower) -> None:
         """Another schedule, or another plan, if the traffic asks for it."""
@@ -257,7 +276,11 @@ class Runner:
                 self._recover(error)
             return
         self._executor, self.plan = executor, plan
-        self._batch.go_on_under(plan)
+        if isinstance(self._batch, ApartBatch) == works_apart(plan):
+            self._batch.go_on_under(plan)
+        else:
+            # Drained: sides that come apart, or together, carry no rows over.
+            self._batch = batch_of(plan)
         follower.swapped(self._phases, carried, held_s, self._clock() - begun_s)
 
     def _take_news(self) -> None:
@@ -277,33 +300,27 @@ class Runner:
             overdue = [row for row in self._timed.values() if (row.request.deadline_s or 0.0) <= now_s]
             self._end(overdue, "deadline", "the deadline passed")
 
-    def _execute(self, command: PhaseCommand) -> None:
+    def _execute(self, command: PhaseCommand, begun_s: float) -> None:
         dispatched_s = self._clock()
         pending = self._executor.dispatch(command)
         if command.encode:
             results = pending.encoded()
             ready_s = self._clock()
             outcome = delivery.first_tokens(command.encode, results, self._batch.slots.rows, ready_s)
-            self.timeline.add(_encode_entry(command.phase, command.encode, dispatched_s, ready_s))
+            entries = stage_entries(command.phase, "encode", [work for result in results for work in result.work])
+            self._note(entries or [encode_entry(command.phase, command.encode, dispatched_s, ready_s)])
             self._deliver(outcome, ready_s, encoded=True)
         if command.decode is not None and (result := pending.decoded()) is not None:
             ready_s = self._clock()
             outcome = delivery.decoded_tokens(result, self._batch.slots.rows, ready_s)
-            self.timeline.add(
-                TimelineEntry(
-                    phase=command.phase,
-                    kind="decode",
-                    stage=0,
-                    dispatched_s=dispatched_s,
-                    ready_s=ready_s,
-                    rows=outcome.rows,
-                    tokens=outcome.tokens,
-                    iterations=outcome.iterations,
-                    rows_bucket=command.decode.rows_bucket,
-                    tokens_bucket=command.decode.cache_bucket,
-                )
-            )
+            entries = stage_entries(command.phase, "decode", result.work)
+            self._note(entries or [decode_entry(command.phase, command.decode, outcome, dispatched_s, ready_s)])
             self._deliver(outcome, ready_s)
+        self.timeline.close(command.phase, self._clock() - begun_s)
+
+    def _note(self, entries: Iterable[TimelineEntry]) -> None:
+        for entry in entries:
+            self.timeline.add(entry)
 
     def _deliver(self, outcome: delivery.Outcome, now_s: float, *, encoded: bool = False) -> None:
         self._tokens += outcome.tokens
@@ -361,18 +378,3 @@ class Runner:
                     del self._live[row.request.id]
                     self._cancelled.discard(row.request.id)
                 self._wake.notify_all()
-
-
-def _encode_entry(phase: int, calls: tuple[EncodeCall, ...], dispatched_s: float, ready_s: float) -> TimelineEntry:
-    return TimelineEntry(
-        phase=phase,
-        kind="encode",
-        stage=0,
-        dispatched_s=dispatched_s,
-        ready_s=ready_s,
-        rows=sum(len(call.rows) for call in calls),
-        tokens=sum(len(row.token_ids) for call in calls for row in call.rows),
-        rows_bucket=max(call.rows_bucket for call in calls),
-        tokens_bucket=max(call.tokens_bucket for call in calls),
-        calls=tuple((call.rows_bucket, call.tokens_bucket) for call in calls),
-    )

@@ -17,15 +17,16 @@ import numpy as np
 
 from exegpt_jax.engine.api import (
     NO_SLOT,
+    NO_SLOT_YET,
     DecodeCall,
     DecodeResult,
     EncodeCall,
     EncodeResult,
     EncodeRow,
     EngineError,
-    Pending,
     PhaseCommand,
     Sampling,
+    Travelling,
 )
 from solver.plan.plan import Plan
 
@@ -74,6 +75,16 @@ class _Ready:
     decode_result: DecodeResult | None
     encode_s: float
     decode_s: float
+    late: Callable[[], bool]
+
+    def is_encoded(self) -> bool:
+        return not self.late()
+
+    def has_arrived(self) -> bool:
+        return not self.late()
+
+    def arrive(self) -> None:
+        pass
 
     def encoded(self) -> tuple[EncodeResult, ...]:
         time.sleep(self.encode_s)
@@ -93,6 +104,8 @@ class FakeExecutor:
       step_s: time of one decode iteration.
       encode_s: time of one encode call.
       fails: phases for which it returns True raise EngineError.
+      late: what is asked about while it returns True has not been encoded, or has not arrived, yet.
+      buffer_bytes: that may be under way between sides that are apart.
     """
 
     def __init__(
@@ -103,8 +116,12 @@ class FakeExecutor:
         step_s: float = 0.0,
         encode_s: float = 0.0,
         fails: Callable[[PhaseCommand], bool] = lambda command: False,
+        late: Callable[[], bool] = lambda: False,
+        buffer_bytes: int = 2**62,
     ) -> None:
         self._plan = plan
+        self._late = late
+        self.buffer_bytes = buffer_bytes
         self._vocab_size = vocab_size
         self._step_s = step_s
         self._encode_s = encode_s
@@ -115,6 +132,8 @@ class FakeExecutor:
     def reset(self) -> None:
         self._slots: dict[int, _Row] = {}
         self._payloads: dict[int, _Row] = {}
+        # Complete prompts that have no slot yet, and the batch of each with the bytes that it holds.
+        self._parcels: dict[int, tuple[_Row, int, int]] = {}
 
     def continued(self, plan: Plan) -> FakeExecutor:
         """Another executor, of another plan, that goes on with the same rows in their slots."""
@@ -126,29 +145,45 @@ class FakeExecutor:
 
     def live_bytes(self) -> int:
         payload_tokens = sum(len(row.tokens) for row in self._payloads.values())
-        return (len(self._slots) * self._plan.cache_tokens + payload_tokens) * _BYTES_PER_TOKEN
+        slots_bytes = (len(self._slots) * self._plan.cache_tokens + payload_tokens) * _BYTES_PER_TOKEN
+        return slots_bytes + sum(self.under_way_bytes().values())
+
+    def under_way_bytes(self) -> dict[int, int]:
+        """Of each batch of which a row has not entered its slot."""
+        return {phase: held for _, phase, held in self._parcels.values()}
+
+    def payload_bytes(self, rows: int, tokens: int) -> int:
+        return rows * tokens * _BYTES_PER_TOKEN
 
     def compilations(self) -> int:
         return 0
 
-    def dispatch(self, command: PhaseCommand) -> Pending:
+    def dispatch(self, command: PhaseCommand) -> Travelling:
         self._require(self._thread in (None, threading.get_ident()), "dispatched from a second thread")
         self._thread = threading.get_ident()
         if self._fails(command):
             raise EngineError(f"phase {command.phase} fails, as asked")
         for request in command.drop:
-            self._require(self._payloads.pop(request, None) is not None, f"drops unknown payload {request}")
+            unfinished, complete = self._payloads.pop(request, None), self._parcels.pop(request, None)
+            self._require(unfinished is not None or complete is not None, f"drops unknown payload {request}")
         for slot in command.release:
             self._require(self._slots.pop(slot, None) is not None, f"releases free slot {slot}")
         for source, target in command.moves:
             self._require(target not in self._slots and target < self._plan.schedule.max_rows, f"moves onto {target}")
             self._slots[target] = self._slots.pop(source)
-        encoded = tuple(self._encode(call) for call in command.encode)
+        for request, slot in command.insert:
+            self._require(request in self._parcels, f"inserts unknown payload {request}")
+            self._require(slot not in self._slots and slot < self._plan.schedule.max_rows, f"inserts into {slot}")
+            self._slots[slot] = self._parcels.pop(request)[0]
+            self._require(not self._slots[slot].done, f"inserts request {request}, which has ended")
+        encoded = tuple(self._encode(call, command) for call in command.encode)
+        under_way = self.under_way_bytes()
+        self._require(len(under_way) <= 1 or sum(under_way.values()) <= self.buffer_bytes, "too many bytes under way")
         decoded = None if command.decode is None else self._decode(command.decode)
         iterations = 0 if decoded is None else int(decoded.counts.any(axis=1).sum())
-        return _Ready(encoded, decoded, self._encode_s * len(encoded), self._step_s * iterations)
+        return _Ready(encoded, decoded, self._encode_s * len(encoded), self._step_s * iterations, self._late)
 
-    def _encode(self, call: EncodeCall) -> EncodeResult:
+    def _encode(self, call: EncodeCall, command: PhaseCommand) -> EncodeResult:
         buckets = self._plan.buckets
         self._require(call.rows_bucket in (1, *buckets.encode_rows), f"no program for {call.rows_bucket} rows")
         self._require(call.tokens_bucket in buckets.encode_tokens, f"no program for {call.tokens_bucket} tokens")
@@ -164,11 +199,21 @@ class FakeExecutor:
                 first.append(0)
                 done.append(False)
                 continue
-            self._require(encode_row.slot not in self._slots, f"slot {encode_row.slot} is taken")
-            self._slots[encode_row.slot] = row
+            if encode_row.slot == NO_SLOT_YET:
+                held = sum(self._parcel_bytes(call) for call in command.encode)
+                self._parcels[encode_row.request] = row, command.phase, held
+            else:
+                self._require(encode_row.slot not in self._slots, f"slot {encode_row.slot} is taken")
+                self._slots[encode_row.slot] = row
             first.append(row.step(self._vocab_size))
             done.append(row.done)
         return EncodeResult(np.array(first, np.int32)[:, None], np.array(done))
+
+    def _parcel_bytes(self, call: EncodeCall) -> int:
+        """Held by a call's payload; the chunks before a prompt's last hold it together with that."""
+        if all(row.slot == NO_SLOT for row in call.rows):
+            return 0
+        return self.payload_bytes(call.rows_bucket, call.context_bucket or call.tokens_bucket)
 
     def _take_prompt(self, call: EncodeCall, encode_row: EncodeRow) -> _Row:
         self._require(len(encode_row.token_ids) <= call.tokens_bucket, "tokens do not fit their bucket")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
-from exegpt_jax.engine.api import EncodeRow, Executor, Pending, PhaseCommand
+from exegpt_jax.engine.api import ApartExecutor, EncodeRow, Executor, Pending, PhaseCommand
 
 
 class HiddenLengths:
-    """An Executor around another.
+    """An Executor around another, of either kind.
 
     Args:
       executor: does the work; kept under this name.
@@ -36,6 +37,13 @@ class HiddenLengths:
             dataclasses.replace(call, rows=tuple(self._shorten(row) for row in call.rows)) for call in command.encode
         )
         return self.executor.dispatch(dataclasses.replace(command, encode=encode))
+
+    @property
+    def buffer_bytes(self) -> int:
+        return cast(ApartExecutor, self.executor).buffer_bytes
+
+    def payload_bytes(self, rows: int, tokens: int) -> int:
+        return cast(ApartExecutor, self.executor).payload_bytes(rows, tokens)
 
     def reset(self) -> None:
         self._lengths.clear()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from solver.plan.schedule import StageSpec
+from solver.plan.schedule import Schedule, StageSpec
 
 # Policies of the Runner whose encode devices and decode devices are apart.
 APART_POLICIES: tuple[str, ...] = ("waa-c", "waa-m", "waa")
@@ -24,6 +24,24 @@ def most_batches(encode_stages: int) -> int:
 def buffered_tokens(encode_batch: int, longest_prompt: int) -> int:
     """Positions of keys and values that the buffers hold on every device of a stage."""
     return BUFFERS * encode_batch * longest_prompt
+
+
+def rows_to_correct(schedule: Schedule, decoding: int, under_way: int, early: int = 0) -> int:
+    """What counts as live for `solver.plan.correction.corrected_batch` where sides are apart.
+
+    The planned decode batch b is a mean here: B_E rows join every N iterations, B_E / N leave each iteration. As one
+    is sent off, just when the batch before it has been encoded, decoding rows and that one are b + B_E (N - 1) / 2N on
+    average, and by the time that it joins, B_E more have left. So at the plan's pace the correction finds b - B_E.
+
+    Args:
+      schedule: in force.
+      decoding: rows on decode devices.
+      under_way: rows that are being encoded, or were and have not been let in.
+      early: batches that still have to be encoded before this one.
+    """
+    batch, iterations = schedule.encode_batch, schedule.decode_iterations
+    joined = batch * (iterations - 1) / (2 * iterations)
+    return decoding + under_way - round(joined) - (1 + early) * batch
 
 
 def sides(stages: Sequence[StageSpec]) -> tuple[tuple[StageSpec, ...], tuple[StageSpec, ...]]:

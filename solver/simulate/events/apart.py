@@ -15,7 +15,7 @@ import numpy as np
 from solver.plan.correction import corrected_batch, most_encoded
 from solver.plan.schedule import Schedule
 from solver.plan.timeline import Timeline
-from solver.plan.under_way import most_batches
+from solver.plan.under_way import most_batches, rows_to_correct
 from solver.simulate.events.arrivals import Demand
 from solver.simulate.events.clock import Clock
 from solver.simulate.events.costs import Costs, DecodePhase
@@ -99,7 +99,8 @@ class ApartLoop:
             flying = sum(payload.members.stop - payload.members.start for payload in self._flying)
             ahead = self._queue.ahead(min(most_encoded(self._schedule), self._queue.waiting(start_s)))
             # Rows for which the decode side has no room wait in a buffer, of which there are few.
-            wanted = max(1, corrected_batch(self._schedule, self._rows.live + flying, ahead))
+            live = rows_to_correct(self._schedule, self._rows.live, flying)
+            wanted = max(1, corrected_batch(self._schedule, live, ahead))
         waiting = min(wanted, self._queue.waiting(start_s))
         first, admitted, _ = self._queue.take(waiting, 0, 0.0, 0, alone=False)
         members = slice(first, first + admitted)
