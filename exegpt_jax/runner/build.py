@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from exegpt_jax.engine.api import EngineError
 from exegpt_jax.engine.compiling import Program, keep_on_disk
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.executor import LocalExecutor
+from exegpt_jax.engine.pipeline_executor import PipelineExecutor
 from exegpt_jax.runner import measure
 from exegpt_jax.sharding.stage import Stage
 from exegpt_jax.weights.digest import checkpoint_digest
@@ -28,6 +29,7 @@ from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.facts.tensor_degree import check_tensor
 from solver.plan.memory import DeviceMemory, memory_table, out_of_memory, rows_that_fit
+from solver.plan.micro_batches import decode_parts
 from solver.plan.plan import Plan, encode_call_rows, make_plan
 from solver.plan.schedule import EXECUTED_POLICIES, Policy, Schedule, StageSpec
 
@@ -55,7 +57,7 @@ class Assembled:
     """
 
     plan: Plan
-    executor: LocalExecutor
+    executor: LocalExecutor | PipelineExecutor
     spec: ModelSpec
     programs: tuple[Program, ...]
     memory: tuple[DeviceMemory, ...]
@@ -142,7 +144,7 @@ def build(
         schedule = _chosen(first, encode_batch, decode_iterations, decode_batch, loaded, plan_of, say)
         plan = plan_of(schedule)
         memory = memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype)
-        return warm(loaded, plan, memory, say)
+        return warm([loaded], plan, memory, say)
 
 
 def silent(line: str) -> None:
@@ -252,8 +254,8 @@ def _chosen(
     )
 
 
-def warm(stage: Stage, plan: Plan, memory: tuple[DeviceMemory, ...], say: Say) -> Assembled:
-    """Compiles every program of the plan on a loaded stage."""
+def warm(stages: Sequence[Stage], plan: Plan, memory: tuple[DeviceMemory, ...], say: Say) -> Assembled:
+    """Compiles every program of the plan on its loaded stages."""
     said_s = time.monotonic()
 
     def report(name: str, done: int, total: int) -> None:
@@ -262,18 +264,25 @@ def warm(stage: Stage, plan: Plan, memory: tuple[DeviceMemory, ...], say: Say) -
             said_s = time.monotonic()
             say(f"compiled {done} of {total} programs")
 
-    engine = Engine(stage, plan)
-    programs = engine.warm_up(report)
-    executor = LocalExecutor(engine)
     schedule = plan.schedule
+    executor: LocalExecutor | PipelineExecutor
+    if len(stages) == 1 and decode_parts(schedule) == 1:
+        engine = Engine(stages[0], plan)
+        programs = engine.warm_up(report)
+        executor = LocalExecutor(engine)
+    else:
+        executor = PipelineExecutor(stages, plan)
+        programs = executor.warm_up(report)
     budget = f" token_budget={schedule.token_budget}" if schedule.token_budget else ""
     say(
         f"plan {plan.digest[:12]}: {schedule.policy} encode_batch={schedule.encode_batch} "
         f"decode_iterations={schedule.decode_iterations} decode_batch={schedule.decode_batch} "
         f"max_rows={schedule.max_rows}{budget} cache_tokens={plan.cache_tokens} "
-        f"max_prompt_tokens={plan.max_prompt_tokens} tensor={schedule.stages[0].tensor} dtype={plan.dtype}"
+        f"max_prompt_tokens={plan.max_prompt_tokens} stages={len(stages)} "
+        f"tensor={','.join(str(stage.tensor) for stage in schedule.stages)} "
+        f"micro_batches={decode_parts(schedule)} dtype={plan.dtype}"
     )
-    return Assembled(plan, executor, stage.spec, programs, memory)
+    return Assembled(plan, executor, stages[0].spec, programs, memory)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""From a model directory and a Plan to a warm executor of exactly that plan. One stage so far."""
+"""From a model directory and a Plan to a warm executor of exactly that plan: its stages, degrees and micro-batches."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from exegpt_jax.runner.build import Assembled, Say, device_bytes, keep_programs,
 from exegpt_jax.weights.loading import load_stage
 from solver.facts.model_config import read_model_spec
 from solver.plan.memory import memory_table, out_of_memory
+from solver.plan.micro_batches import allocated_rows
 from solver.plan.plan import Plan
 
 
@@ -32,18 +34,25 @@ def build_planned(
       ValueError: one line that names the value at fault and the remedy.
     """
     say = progress or silent
-    stages = plan.schedule.stages
-    if len(stages) > 1:
-        raise ValueError(f"schedule.stages: {len(stages)} stages cannot be run yet; plan with --devices=1")
     keep_programs(compilation_cache)
-    spec = read_model_spec(directory)
-    stage = stages[0]
-    devices = [jax.local_devices()[number] for number in stage.devices]
-    memory = memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype)
-    usable_bytes = int(device_bytes(devices[0], len(devices)) * memory_fraction)
+    spec, schedule = read_model_spec(directory), plan.schedule
+    present = jax.local_devices()
+    numbers = [number for stage in schedule.stages for number in stage.devices]
+    if len(set(numbers)) < len(numbers) or max(numbers) >= len(present):
+        raise ValueError(
+            f"schedule.stages: devices {numbers}, of which this process has 0 to {len(present) - 1} and no stage may "
+            "share one; on CPU --devices makes more"
+        )
+    # Micro-batches of equal size may allocate a few rows more.
+    allocated = dataclasses.replace(schedule, max_rows=allocated_rows(schedule))
+    memory = memory_table(spec, allocated, plan.buckets, plan.dtype, plan.cache_dtype)
+    usable_bytes = int(device_bytes(present[numbers[0]], len(numbers)) * memory_fraction)
     if max(each.total_bytes for each in memory) > usable_bytes:
         raise ValueError(out_of_memory(memory, usable_bytes))
     say(f"loading {directory} as {plan.dtype}")
     with out_of_memory_named():
-        loaded = load_stage(directory, spec, stage, plan.dtype, devices)
-        return warm(loaded, plan, memory, say)
+        stages = []
+        for stage in schedule.stages:
+            devices = [present[number] for number in stage.devices]
+            stages.append(load_stage(directory, spec, stage, plan.dtype, devices))
+        return warm(stages, plan, memory, say)

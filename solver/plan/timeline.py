@@ -36,6 +36,9 @@ class TimelineEntry:
       iterations: decode iterations that ran; 0 for other kinds.
       rows_bucket, tokens_bucket: the compiled shape; for several encode calls the largest.
       calls: encode: compiled rows and tokens of each call.
+      micro_batch: which encode call, or which part of the decode batch, where each has entries of its own.
+      iteration: of the phase, the entry's first; with several stages each iteration has entries of its own.
+      tensor: devices that worked on it; 0 where nobody says.
       predicted_s: what the plan's profile says that the stage works on it; None where nothing is predicted.
     """
 
@@ -50,6 +53,9 @@ class TimelineEntry:
     rows_bucket: int = 0
     tokens_bucket: int = 0
     calls: tuple[tuple[int, int], ...] = ()
+    micro_batch: int = 0
+    iteration: int = 0
+    tensor: int = 0
     predicted_s: float | None = None
 
 

@@ -5,6 +5,7 @@ A Timeline asks when somebody reads it. Phases repeat a few shapes, so each is l
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,8 @@ class PhasePredictor:
         if entry.kind == "encode":
             return sum(self._encode_s(entry.stage, *call) for call in _calls(entry))
         if entry.kind == "decode":
-            fixed_s = self._phase_s if entry.stage == self._decode[0] else 0.0
+            begins = entry.stage == self._decode[0] and entry.micro_batch == entry.iteration == 0
+            fixed_s = self._phase_s if begins else 0.0
             return fixed_s + entry.iterations * self._decode_s(entry.stage, entry.rows_bucket, entry.tokens_bucket)
         return None
 
@@ -89,8 +91,12 @@ class PhasePredictor:
         if not (encoded or decoded) or not all(entry.rows_bucket for entry in (*encoded, *decoded)):
             return None
         calls = tuple(call for entry in encoded for call in _calls(entry))
-        parts = tuple((entry.rows_bucket, entry.tokens_bucket) for entry in decoded)
-        return self._whole_s(calls, parts, max((entry.iterations for entry in decoded), default=0))
+        parts = {entry.micro_batch: (entry.rows_bucket, entry.tokens_bucket) for entry in decoded}
+        # One entry for all iterations of a micro-batch, or one for each.
+        iterations = collections.Counter[int]()
+        for entry in decoded:
+            iterations[entry.micro_batch] += entry.iterations
+        return self._whole_s(calls, tuple(parts.values()), max(iterations.values(), default=0))
 
     def _whole_phase_s(self, calls: tuple[Shape, ...], parts: tuple[Shape, ...], iterations: int) -> float:
         together = self._encode == self._decode

@@ -81,7 +81,11 @@ def test_stages_overlap_by_micro_batches() -> None:
     profile = dataclasses.replace(random_profile(rng, spec, tensors=(1, 2), padded=True), phase_s=0.5)
     predictor = PhasePredictor(plan, spec, (profile,), small_cluster())
     encodes = [TimelineEntry(0, "encode", j, 0, 1, 4, 64, 0, 4, t, ((4, t),)) for t in (16, 64) for j in (0, 1)]
-    decodes = [TimelineEntry(0, "decode", j, 1, 2, r, 3 * r, 3, r, 64) for r in (8, 16) for j in (0, 1)]
+    decodes = [
+        TimelineEntry(0, "decode", j, 1, 2, r, 3 * r, 3, r, 64, micro_batch=m)
+        for m, r in enumerate((8, 16))
+        for j in (0, 1)
+    ]
     free = [0.0, 0.0]
 
     def through(times: list[float], at_s: float) -> float:
@@ -98,7 +102,7 @@ def test_stages_overlap_by_micro_batches() -> None:
     ready_s = [encoded_s + 0.5] * 2
     free[:] = [encoded_s] * 2
     iterations = [
-        [(spent_s - 0.5 * (stage == 0)) / 3 for stage, spent_s in enumerate(times(decodes, p))] for p in (0, 1)
+        [(spent_s - 0.5 * (stage == p == 0)) / 3 for stage, spent_s in enumerate(times(decodes, p))] for p in (0, 1)
     ]
     back_s = float(small_cluster().island.transfer_s(4))
     for _ in range(3):
