@@ -18,6 +18,7 @@ from typing import Generic, TypeVar, cast
 
 from exegpt_jax.engine.api import Executor
 from exegpt_jax.runner.events import Event, Tokens
+from exegpt_jax.runner.follow import Follower
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.runner.request import Request
 from exegpt_jax.text.answer import Answer, Ending, Piece, TokenLogprobs
@@ -64,11 +65,18 @@ class Failure:
 class Session:
     """A Runner on its own thread, and the inboxes of those who asked it something."""
 
-    def __init__(self, plan: Plan, executor: Executor, text: ModelText, predictor: Predictor | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        executor: Executor,
+        text: ModelText,
+        predictor: Predictor | None = None,
+        follower: Follower | None = None,
+    ) -> None:
         self.text = text
         self._inboxes: dict[str, queue.SimpleQueue[object]] = {}
         self._numbers = itertools.count()
-        self.runner = Runner(plan, executor, self._route, predictor=predictor)
+        self.runner = Runner(plan, executor, self._route, predictor=predictor, follower=follower)
         self.runner.start()
 
     def conversation(self) -> Conversation:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from exegpt_jax.engine.api import Executor
+from exegpt_jax.runner.follow import Follower
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.text.prompts import ModelText
 from serving.flags import schedule_arguments
 from serving.planned import fitting_plan, predictor_of
 from serving.progress import Display
+from serving.replanning import following_of
 from solver.facts.model_config import read_model_spec
 from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
@@ -32,12 +34,19 @@ _FAKE_TOKEN_BUDGET = 256
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """What is served, loaded and warm; `predictor`: what the plan expects of its phases, where that is known."""
+    """What is served, loaded and warm.
+
+    Attributes:
+      plan, executor, text: of the model.
+      predictor: what the plan expects of its phases, where that is known.
+      follower: follows the traffic, where that is asked for.
+    """
 
     plan: Plan
     executor: Executor
     text: ModelText
     predictor: Predictor | None = None
+    follower: Follower | None = None
 
 
 def assemble(directory: Path, values: flags.FlagValues, display: Display) -> Service:
@@ -45,6 +54,13 @@ def assemble(directory: Path, values: flags.FlagValues, display: Display) -> Ser
 
     Raises ValueError with one line that names what to change.
     """
+    service = _assembled(directory, values, display)
+    spec = read_model_spec(directory)
+    following = following_of(directory, values, spec, service.plan, service.predictor, display)
+    return dataclasses.replace(service, predictor=following.predictor, follower=following.follower)
+
+
+def _assembled(directory: Path, values: flags.FlagValues, display: Display) -> Service:
     if values.plan is not None:
         return _assemble_planned(directory, values, display)
     if values.engine == "fake":

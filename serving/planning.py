@@ -95,6 +95,9 @@ def define_search(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "overflow", 1e-3, "share of periods in which residents may exceed the rows allocated", flag_values=values
     )
+    for name, text in (("cache_tokens", "positions of a row: the longest prompt plus output that is taken"),
+                       ("max_prompt_tokens", "longest prompt that is taken")):  # fmt: skip
+        flags.DEFINE_integer(name, None, f"{text}; the workload's longest if absent", 1, flag_values=values)
     for name, text in (("dtype", "of weights; the profile's, else the model's, if absent"),
                        ("cache_dtype", "of keys and values; the profile's if absent")):  # fmt: skip
         flags.DEFINE_enum(name, None, tuple(DTYPE_BYTES), text, flag_values=values)
@@ -132,6 +135,8 @@ def request_of(values: flags.FlagValues) -> PlanRequest:
         dtype=dtype,
         cache_dtype=values.cache_dtype or facts.profiles[0].cache_dtype,
         overflow=values.overflow,
+        max_prompt_tokens=values.max_prompt_tokens,
+        cache_tokens=values.cache_tokens,
     )
 
 

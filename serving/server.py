@@ -119,7 +119,13 @@ async def run_server(
             sys.stdout.flush()
             os._exit(0)
         service = preparing.result()
-        runner = Runner(service.plan, service.executor, frontend.hand_over, predictor=service.predictor)
+        runner = Runner(
+            service.plan,
+            service.executor,
+            frontend.hand_over,
+            predictor=service.predictor,
+            follower=service.follower,
+        )
         runner.start()
         # Long-lived objects leave the collector's sight: a full collection would stall every stream.
         gc.collect()

@@ -78,11 +78,13 @@ class Replan:
         Raises ValueError with one line where there is none.
       prepare: compiles a plan beside the executor in force, which it must not use but may look at.
       stop: ends a `plan_again` under way.
+      swapped: told the phase from which on a plan runs, and the plan.
     """
 
     plan_again: Callable[[Workload, Plan], Plan]
     prepare: Callable[[Executor, Plan], Successor]
     stop: Callable[[], None] = lambda: None
+    swapped: Callable[[int, Plan], None] = lambda phase, plan: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +224,8 @@ class Follower:
             "usual_phase_s": self._usual_s, "worst_phase_s": self._worst_s,
         }  # fmt: skip
         self._begin(successor.plan)
+        if self._replan is not None:
+            self._replan.swapped(phase, successor.plan)
         self._record(phase, "swap", numbers)
 
     def swap_failed(self, phase: int, error: Exception) -> None:

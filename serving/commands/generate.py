@@ -19,7 +19,7 @@ from absl import flags
 
 from exegpt_jax.session import Completion, Failure, Session, complete_in_order
 from exegpt_jax.text.prompts import ModelText, Prepared
-from serving import assemble, jsonl
+from serving import assemble, jsonl, replanning
 from serving import flags as shared
 from serving.beside import Beside, beside
 from serving.outputs import STANDARD
@@ -30,6 +30,7 @@ shared.define_model(FLAGS)
 shared.define_schedule(FLAGS)
 shared.define_plan(FLAGS)
 shared.define_engine(FLAGS)
+replanning.define_replan(FLAGS)
 flags.DEFINE_string("input", None, "file of JSON lines, or - for standard input", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "file of JSON lines to write, or - for standard output", flag_values=FLAGS)
 flags.DEFINE_bool("resume", False, "continue a broken run: keep the answers that --output holds", flag_values=FLAGS)
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
             display = stack.enter_context(Display())
             service = assemble.assemble(directory, FLAGS, display)
             output = stack.enter_context(jsonl.open_output(target, append=resume))
-            session = stack.enter_context(Session(service.plan, service.executor, service.text, service.predictor))
+            session = stack.enter_context(_session(service))
             bar = display.bar("generate", jsonl.size_bytes(source))
             totals, begin_s = _Totals(), time.monotonic()
             window = max(_SMALLEST_WINDOW, _WINDOW_PER_ROW * service.plan.schedule.max_rows)
@@ -74,8 +75,15 @@ def main(argv: list[str]) -> int:
                 bar(line.end_bytes, f"{totals.requests} requests, {totals.tokens} tokens")
             seconds = time.monotonic() - begin_s
         assemble.keep_timeline(session.runner, FLAGS)
+    if session.runner.follower is not None:
+        for record in session.runner.follower.records:
+            print(f"replan {record.line()}", file=sys.stderr)
     _summarise(totals, done, seconds, beside(session.runner.plan, session.runner))
     return 0
+
+
+def _session(service: assemble.Service) -> Session:
+    return Session(service.plan, service.executor, service.text, service.predictor, service.follower)
 
 
 def _file(name: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from serving import flags as shared
+from serving import replanning
 
 if TYPE_CHECKING:
     from exegpt_jax.runner.loop import Runner
@@ -25,6 +26,7 @@ shared.define_model(FLAGS)
 shared.define_schedule(FLAGS)
 shared.define_plan(FLAGS)
 shared.define_engine(FLAGS)
+replanning.define_replan(FLAGS)
 flags.DEFINE_string("address", "127.0.0.1:50051", "host:port to listen on; port 0 picks a free one", flag_values=FLAGS)
 flags.DEFINE_bool("allow_remote", False, "listen beyond this machine, without encryption or keys", flag_values=FLAGS)
 flags.DEFINE_integer(
