@@ -36,7 +36,7 @@ class CacheSpec:
     """The shape of a stage's cache.
 
     Attributes:
-      layers: of the stage.
+      layers: of the stage that keep keys and values.
       kv_heads: as stored, over all devices.
       head_dim: of one head.
       dtype: of keys and values.
@@ -54,8 +54,8 @@ class CacheSpec:
         spec, tensor = stage.spec, stage.stage.tensor
         heads = spec.stored_kv_heads(tensor)
         rules = Rules().spec(_AXES, (1, heads, 1, spec.head_dim), stage.mesh)
-        first, end = stage.stage.layers
-        return CacheSpec(end - first, heads, spec.head_dim, dtype, NamedSharding(stage.mesh, rules))
+        layers = spec.cached_layers(stage.stage.layers)
+        return CacheSpec(layers, heads, spec.head_dim, dtype, NamedSharding(stage.mesh, rules))
 
     def abstract(self, rows: int, length: int) -> tuple[tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct], ...]:
         """Shapes and shardings without arrays, for compiling ahead."""

@@ -1,1 +1,1 @@
-"""Decoder-only models in Flax NNX, one definition for six families."""
+"""Models in Flax NNX: one definition for six decoder-only families, and one for T5."""

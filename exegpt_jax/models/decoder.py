@@ -8,6 +8,7 @@ encode (whole prompts, no cache yet), for chunks and for decode (one token per r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class Embed(nnx.Module):
         self.offset = spec.position_offset
         self.tokens = param((spec.padded_vocab(tensor), spec.hidden_size), dtype, ("vocab", "embed"))
         learned = (spec.max_positions + spec.position_offset, spec.hidden_size)
-        self.positions = param(learned, dtype, (None, "embed")) if spec.rope is None else None
+        self.positions = param(learned, dtype, (None, "embed")) if spec.rope is None and spec.relative is None else None
 
     def __call__(
         self, tokens: Int[Array, "rows tokens"], positions: Int[Array, "rows tokens"]
@@ -72,6 +73,7 @@ class Head(nnx.Module):
 
     def __init__(self, spec: ModelSpec, tensor: int, dtype: jnp.dtype, tied: nnx.Param[Array] | None = None) -> None:
         self.vocab_size = spec.vocab_size
+        self.scale = spec.head_scale
         self.norm = Norm(spec.hidden_size, spec.norm, spec.norm_eps, "embed", dtype)
         shape = (spec.padded_vocab(tensor), spec.hidden_size)
         self.weight = param(shape, dtype, ("vocab", "embed")) if tied is None else tied
@@ -79,7 +81,8 @@ class Head(nnx.Module):
     def __call__(self, x: Float[Array, "*rest embed"]) -> Float[Array, "*rest padded_vocab"]:
         """Logits in float32; padded entries score PADDING_SCORE. Gather the tokens that need logits first."""
         with jax.named_scope("head"):
-            logits = linear(self.norm(x), self.weight[...]).astype(jnp.float32)
+            normed = self.norm(x) if self.scale == 1.0 else self.norm(x) * self.scale
+            logits = linear(normed, self.weight[...]).astype(jnp.float32)
             if logits.shape[-1] == self.vocab_size:
                 return logits
             entry = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
@@ -100,7 +103,10 @@ class StageModel(nnx.Module):
         if not 0 <= first < end <= spec.num_layers:
             raise ValueError(f"layers: {[first, end]} is no range of the model's {spec.num_layers} layers")
         self.embed = Embed(spec, tensor, dtype) if first == 0 else None
-        self.blocks = nnx.List([Block(spec, kind, tensor, dtype) for kind in spec.layer_kinds()[first:end]])
+        # Any: other models of this interface have layers of other kinds.
+        self.blocks: nnx.List[Any] = nnx.List(
+            [Block(spec, kind, tensor, dtype) for kind in spec.layer_kinds()[first:end]]
+        )
         shared = self.embed.tokens if self.embed is not None and spec.tied_embeddings else None
         self.head = Head(spec, tensor, dtype, shared) if end == spec.num_layers else None
 
@@ -110,6 +116,7 @@ class StageModel(nnx.Module):
         positions: Int[Array, "rows tokens"],
         layers: Sequence[Layer] | None,
         ops: CacheOps[Layer],
+        prompt_tokens: Int[Array, "rows"] | None = None,
     ) -> tuple[Float[Array, "rows tokens embed"], tuple[Layer, ...]]:
         """Runs the stage's embedding (if it has one: x are token ids) and blocks, not its head.
 
@@ -118,6 +125,7 @@ class StageModel(nnx.Module):
           positions: of each token; -1 is padding, written nowhere and its output meaningless.
           layers: one cache per block; None where every row's prompt begins in this call at position 0.
           ops: the cache's functions.
+          prompt_tokens: of each row; only decoders that attend to an encoded prompt need to know.
 
         Returns:
           Activations and the caches, one per block.

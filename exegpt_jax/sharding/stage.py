@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from exegpt_jax.models.decoder import StageModel
+from exegpt_jax.models.encoder_decoder import EncoderDecoderStage
 from exegpt_jax.sharding.rules import Rules
 from solver.facts.model_spec import ModelSpec
 from solver.facts.tensor_degree import check_tensor
@@ -108,7 +109,8 @@ def blueprint(spec: ModelSpec, stage: StageSpec, dtype: str, mesh: Mesh, rules: 
     if mesh.shape["tensor"] != stage.tensor:
         raise ValueError(f"tensor: {stage.tensor}, but the mesh has {mesh.shape['tensor']} devices on that axis")
     rules = rules or Rules()
-    module = nnx.eval_shape(lambda: StageModel(spec, stage.layers, stage.tensor, jnp.dtype(dtype)))
+    model = EncoderDecoderStage if spec.encoder_layers else StageModel
+    module = nnx.eval_shape(lambda: model(spec, stage.layers, stage.tensor, jnp.dtype(dtype)))
     graphdef, state = nnx.split(module)
     first = stage.layers[0]
     leaves = []

@@ -128,10 +128,13 @@ def _check_weights(path: Path, spec: ModelSpec) -> tuple[str, str]:
 def _describe(spec: ModelSpec) -> str:
     count = sum(p.elements_per_device(1) for p in parameters(spec, (0, spec.num_layers), 1))
     size = f"{count / 1e9:.4g}B" if count >= 1e9 else f"{count / 1e6:.4g}M"
+    encoders = spec.encoder_layers
+    layers = f"{encoders} encoder and {spec.num_layers - encoders} decoder" if encoders else f"{spec.num_layers}"
+    positions = "relative positions" if spec.relative else f"{spec.max_positions} positions"
     return (
-        f"{spec.family}, {size} parameters: {spec.num_layers} layers, hidden {spec.hidden_size}, {spec.heads} heads "
+        f"{spec.family}, {size} parameters: {layers} layers, hidden {spec.hidden_size}, {spec.heads} heads "
         f"({spec.kv_heads} key/value), feed-forward {spec.mlp_size}, vocabulary {spec.vocab_size}, "
-        f"{spec.max_positions} positions"
+        f"{positions}"
     )
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
+
+from solver.facts.model_spec import Activation
 
 
 class UnsupportedModel(ValueError):
@@ -16,6 +19,20 @@ class UnsupportedModel(ValueError):
 
 # Far beyond any model that exists; a larger number is a damaged file, and would end as an absurd allocation.
 MAX_SIZE = 10_000_000
+MAX_LAYERS = 10_000
+
+ACTIVATIONS: dict[str, str] = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+}
+DTYPES = {f"{prefix}{name}": name for name in ("float32", "float16", "bfloat16") for prefix in ("", "torch.")}
 
 
 def show(value: object) -> str:
@@ -105,3 +122,13 @@ class Fields:
             if any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral):
                 continue
             raise self.fail(name, value, remedy)
+
+
+def activation(fields: Fields, name: str, default: str) -> Activation:
+    """The activation that the field of this name asks for."""
+    return cast(Activation, fields.choice(name, default=default, choices=ACTIVATIONS))
+
+
+def checkpoint_dtype(fields: Fields) -> str:
+    """The dtype that the config names, in either dialect."""
+    return fields.choice("dtype", "torch_dtype", default="float32", choices=DTYPES)

@@ -12,30 +12,26 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from solver.facts.config_fields import MAX_SIZE, Fields, UnsupportedModel, show
-from solver.facts.model_spec import Activation, Family, LayerKind, LayerRun, ModelSpec
+from solver.facts.config_fields import (
+    MAX_LAYERS,
+    MAX_SIZE,
+    Fields,
+    UnsupportedModel,
+    activation,
+    checkpoint_dtype,
+    show,
+)
+from solver.facts.model_spec import Family, LayerKind, LayerRun, ModelSpec
 from solver.facts.rope_config import parse_rope
+from solver.facts.t5_config import parse_t5
 
 __all__ = ["UnsupportedModel", "parse_config", "read_model_spec"]
 
-ACTIVATIONS: dict[str, str] = {
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh",
-}
-DTYPES = {f"{prefix}{name}": name for name in ("float32", "float16", "bfloat16") for prefix in ("", "torch.")}
-MAX_LAYERS = 10_000
 MAX_POSITIONS = 100 * MAX_SIZE
 
 # Fields by which configs of other models, or extensions of these, change the arithmetic.
 UNSUPPORTED_FIELDS = (
-    "quantization_config", "auto_map", "is_encoder_decoder", "add_cross_attention", "text_config", "vision_config",
+    "quantization_config", "auto_map", "add_cross_attention", "text_config", "vision_config",
     "audio_config", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok",
     "moe_intermediate_size", "shared_expert_intermediate_size", "attn_logit_softcapping", "final_logit_softcapping",
     "logit_softcapping",
@@ -75,11 +71,13 @@ def parse_config(config: Mapping[str, object]) -> ModelSpec:
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise fields.fail("model_type", model_type, f"is not supported; supported: {', '.join(FAMILIES)}")
-    architecture, parse = FAMILIES[model_type]
+    architectures, parse = FAMILIES[model_type]
     named = fields.get("architectures")
-    if named is not None and named != [architecture]:
-        raise fields.fail("architectures", named, f"is not supported; for {model_type} it is ['{architecture}']")
+    if named is not None and named not in [[one] for one in architectures]:
+        raise fields.fail("architectures", named, f"is not supported; for {model_type} it is ['{architectures[0]}']")
     fields.refuse(UNSUPPORTED_FIELDS)
+    if parse is not parse_t5:
+        fields.refuse(("is_encoder_decoder",))
     fields.refuse(UNSUPPORTED_FACTORS, neutral=(1, 1.0))
     return parse(fields)
 
@@ -104,7 +102,7 @@ def _gpt2(fields: Fields) -> ModelSpec:
         max_positions=fields.integer("n_positions", "max_position_embeddings", default=1024),
         position_offset=0,
         norm_eps=fields.number("layer_norm_epsilon", 1e-5, high=1.0),
-        activation="gelu_new",
+        default_activation="gelu_new",
         bias=True,
     )
 
@@ -130,7 +128,7 @@ def _opt(fields: Fields) -> ModelSpec:
         max_positions=fields.integer("max_position_embeddings", default=2048, high=MAX_POSITIONS),
         position_offset=2,
         norm_eps=1e-5,
-        activation="relu",
+        default_activation="relu",
         bias=fields.flag("enable_bias", True),
     )
 
@@ -148,7 +146,7 @@ def _learned_positions(
     max_positions: int,
     position_offset: int,
     norm_eps: float,
-    activation: str,
+    default_activation: str,
     bias: bool,
 ) -> ModelSpec:
     """What GPT-2 and OPT share: learned positions, layer norms, a plain feed-forward layer, full attention."""
@@ -166,7 +164,7 @@ def _learned_positions(
         max_positions=max_positions,
         norm="layer",
         norm_eps=norm_eps,
-        activation=_activation(fields, "activation_function", activation),
+        activation=activation(fields, "activation_function", default_activation),
         gated_mlp=False,
         qkv_bias=bias,
         output_bias=bias,
@@ -175,7 +173,7 @@ def _learned_positions(
         rope=None,
         position_offset=position_offset,
         tied_embeddings=fields.flag("tie_word_embeddings", True),
-        dtype=_dtype(fields),
+        dtype=checkpoint_dtype(fields),
     )
 
 
@@ -289,7 +287,7 @@ def _rotary(
         max_positions=max_positions,
         norm="rms",
         norm_eps=fields.number("rms_norm_eps", 1e-6, high=1.0),
-        activation=_activation(fields, "hidden_act", "silu"),
+        activation=activation(fields, "hidden_act", "silu"),
         gated_mlp=True,
         qkv_bias=qkv_bias,
         output_bias=output_bias,
@@ -298,7 +296,7 @@ def _rotary(
         rope=parse_rope(fields, max_positions),
         position_offset=0,
         tied_embeddings=fields.flag("tie_word_embeddings", False),
-        dtype=_dtype(fields),
+        dtype=checkpoint_dtype(fields),
     )
 
 
@@ -338,19 +336,13 @@ def _only_layer_type(fields: Fields, expected: str) -> None:
             raise fields.fail("layer_types", kind, f"is not supported here; all layers are {expected}")
 
 
-def _activation(fields: Fields, name: str, default: str) -> Activation:
-    return fields.choice(name, default=default, choices=ACTIVATIONS)  # type: ignore[return-value]  # values are Activations
-
-
-def _dtype(fields: Fields) -> str:
-    return fields.choice("dtype", "torch_dtype", default="float32", choices=DTYPES)
-
-
-FAMILIES: dict[str, tuple[str, Callable[[Fields], ModelSpec]]] = {
-    "gpt2": ("GPT2LMHeadModel", _gpt2),
-    "opt": ("OPTForCausalLM", _opt),
-    "llama": ("LlamaForCausalLM", _llama),
-    "mistral": ("MistralForCausalLM", _mistral),
-    "qwen2": ("Qwen2ForCausalLM", _qwen2),
-    "qwen3": ("Qwen3ForCausalLM", _qwen3),
+FAMILIES: dict[str, tuple[tuple[str, ...], Callable[[Fields], ModelSpec]]] = {
+    "gpt2": (("GPT2LMHeadModel",), _gpt2),
+    "opt": (("OPTForCausalLM",), _opt),
+    "llama": (("LlamaForCausalLM",), _llama),
+    "mistral": (("MistralForCausalLM",), _mistral),
+    "qwen2": (("Qwen2ForCausalLM",), _qwen2),
+    "qwen3": (("Qwen3ForCausalLM",), _qwen3),
+    # The second is what transformers called it in its second year, when t5-11b was published.
+    "t5": (("T5ForConditionalGeneration", "T5WithLMHeadModel"), parse_t5),
 }

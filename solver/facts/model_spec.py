@@ -11,7 +11,7 @@ import dataclasses
 import math
 from typing import Literal
 
-Family = Literal["gpt2", "opt", "llama", "mistral", "qwen2", "qwen3"]
+Family = Literal["gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "t5"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
@@ -43,15 +43,29 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
+class RelativePositions:
+    """Distances of query and key that are learned as biases on attention scores, one table per stack (T5).
+
+    Attributes:
+      buckets: rows of a table; distances share them, the more the longer they are.
+      most_tokens: distances from here on share one.
+    """
+
+    buckets: int
+    most_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerKind:
     """What makes a layer cost what it costs, beyond the model's widths.
 
     Attributes:
-      name: "decoder" (encoder layers come with encoder-decoder models).
+      name: "decoder" runs in both phases. In encoder-decoder models "encoder" runs over prompts alone, and "cross", a
+        decoder layer, over output alone: it attends to the output so far and to the encoded prompt.
       window_tokens: sliding attention window: a query at p sees keys in (p - window, p]; None sees all.
     """
 
-    name: Literal["decoder"] = "decoder"
+    name: Literal["decoder", "encoder", "cross"] = "decoder"
     window_tokens: int | None = None
 
 
@@ -63,7 +77,7 @@ class LayerRun:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Shapes and variants of one decoder-only model.
+    """Shapes and variants of one model.
 
     Attributes:
       family: which table of weight names reads its checkpoint.
@@ -73,7 +87,7 @@ class ModelSpec:
       heads: query heads.
       kv_heads: key/value heads before replication to a tensor degree.
       head_dim: width of one head.
-      layers: runs of layer kinds, first layer first.
+      layers: runs of layer kinds, first layer first; those of an encoder stand before those of its decoder.
       max_positions: longest context in tokens (prompt plus output).
       norm: "rms" or "layer" normalisation.
       norm_eps: its epsilon.
@@ -81,11 +95,14 @@ class ModelSpec:
       gated_mlp: gate and up projections multiplied (Llama), or one plain projection (GPT-2, OPT).
       qkv_bias, output_bias, mlp_bias: which projections carry a bias.
       qk_norm: RMS normalisation of each query and key head (Qwen3).
-      rope: rotary positions, or None where positions are learned.
+      rope: rotary positions, or None where positions are learned or `relative`.
       position_offset: rows skipped at the start of the learned position table (OPT: 2).
       tied_embeddings: the head reads the embedding matrix.
       first_token: "encode" where the encode phase samples the first output token.
       dtype: the checkpoint's dtype as its config names it.
+      relative: relative positions, or None.
+      head_scale: factor on what the head projects to the vocabulary.
+      start_token: what a decoder that has seen no output reads first; encoder-decoder models alone.
     """
 
     family: Family
@@ -110,10 +127,23 @@ class ModelSpec:
     tied_embeddings: bool
     first_token: Literal["encode", "decode"] = "encode"
     dtype: str = "float32"
+    relative: RelativePositions | None = None
+    head_scale: float = 1.0
+    start_token: int = 0
 
     @property
     def num_layers(self) -> int:
         return sum(run.count for run in self.layers)
+
+    @property
+    def encoder_layers(self) -> int:
+        """How many layers, the first ones, only encode: 0 in decoder-only models."""
+        return sum(run.count for run in self.layers if run.kind.name == "encoder")
+
+    def cached_layers(self, layers: tuple[int, int]) -> int:
+        """How many of the layers [first, end) keep keys and values."""
+        first, end = layers
+        return max(0, end - max(first, self.encoder_layers))
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """One kind per layer, the run-length list spelled out."""

@@ -77,8 +77,11 @@ def weight_bytes(spec: ModelSpec, stage: StageSpec, dtype: str) -> int:
 
 
 def cache_row_bytes(spec: ModelSpec, stage: StageSpec, cache_tokens: int, cache_dtype: str) -> int:
-    """Bytes of keys and values that `cache_tokens` positions of one row take on each device of the stage."""
-    layers = stage.layers[1] - stage.layers[0]
+    """Bytes of keys and values that `cache_tokens` positions of one row take on each device of the stage.
+
+    With an encoder, decoder layers alone hold them: the prompt's for cross-attention, and those of the output behind.
+    """
+    layers = spec.cached_layers(stage.layers)
     heads = spec.stored_kv_heads(stage.tensor) // stage.tensor
     return 2 * layers * cache_tokens * heads * spec.head_dim * dtype_bytes(cache_dtype)
 
@@ -186,7 +189,7 @@ def _largest_payload(spec: ModelSpec, stage: StageSpec, buckets: Buckets, cache_
     return payload_bytes(spec, stage, 1, max(batch_row_tokens, buckets.cache_tokens[-1]), cache_dtype)
 
 
-def _activation_bytes(spec: ModelSpec, stage: StageSpec, rows: int, tokens: int, keys: int, dtype: str) -> int:
+def activation_bytes(spec: ModelSpec, stage: StageSpec, rows: int, tokens: int, keys: int, dtype: str) -> int:
     """The widest moment of one block: residuals, what the feed-forward layer holds, and float32 scores of attention.
 
     Attention computes scores for a block of queries at a time. Compiled programs in float32 were seen to take 0.6 to
@@ -198,7 +201,8 @@ def _activation_bytes(spec: ModelSpec, stage: StageSpec, rows: int, tokens: int,
     return rows * tokens * (2 * spec.hidden_size + mlp) * dtype_bytes(dtype) + scores
 
 
-def _sampling_bytes(spec: ModelSpec, stage: StageSpec, rows: int) -> int:
+def sampling_bytes(spec: ModelSpec, stage: StageSpec, rows: int) -> int:
+    """Copies of the logits on each device while tokens are chosen; only a stage that samples holds them."""
     if stage.layers[1] != spec.num_layers:
         return 0
     return SAMPLING_COPIES * rows * spec.padded_vocab(stage.tensor) * LOGIT_BYTES
@@ -208,15 +212,15 @@ def _encode_temporaries(spec: ModelSpec, stage: StageSpec, buckets: Buckets, dty
     if stage.role == "decode":
         return 0
     rows, tokens = buckets.encode_rows[-1], buckets.encode_tokens[-1]
-    whole = _activation_bytes(spec, stage, rows, tokens, tokens, dtype)
-    chunk = _activation_bytes(spec, stage, 1, tokens, buckets.cache_tokens[-1], dtype)
-    return max(whole, chunk) + _sampling_bytes(spec, stage, rows)
+    whole = activation_bytes(spec, stage, rows, tokens, tokens, dtype)
+    chunk = activation_bytes(spec, stage, 1, tokens, buckets.cache_tokens[-1], dtype)
+    return max(whole, chunk) + sampling_bytes(spec, stage, rows)
 
 
 def _decode_temporaries(
     spec: ModelSpec, stage: StageSpec, buckets: Buckets, dtype: str, cache_dtype: str, cache_layout: str
 ) -> int:
     rows = buckets.decode_rows[-1]
-    activations = _activation_bytes(spec, stage, rows, 1, buckets.cache_tokens[-1], dtype)
+    activations = activation_bytes(spec, stage, rows, 1, buckets.cache_tokens[-1], dtype)
     view = view_bytes(spec, stage, buckets, cache_dtype) if cache_layout == "slots" else 0
-    return view + activations + _sampling_bytes(spec, stage, rows)
+    return view + activations + sampling_bytes(spec, stage, rows)

@@ -22,6 +22,7 @@ from exegpt_jax.sharding.stage import Leaf, Stage, blueprint
 from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.plan.schedule import StageSpec
+from tests.exegpt_jax import parity_t5
 
 LOGITS_TOLERANCE = 1e-4
 # Where the reference's two best scores lie closer than this (relative), either may be chosen, and what follows differs.
@@ -114,7 +115,7 @@ class Difference:
     """How far one run lies from the reference.
 
     Attributes:
-      logits: largest absolute difference over the prompts' tokens.
+      logits: largest absolute difference over the prompts' tokens (with an encoder: over the first of output).
       rows: requests compared.
       wrong: requests with another token where the reference has no tie.
       ties: requests whose comparison ended early at a tie.
@@ -134,11 +135,15 @@ def compare(case: Case, tensor: int, batched: bool) -> Difference:
     """Runs the case's prompts together, or one at a time, on `tensor` devices."""
     golden = case.golden
     steps = golden["tokens"].shape[1]
-    run = generator(load(case, tensor), steps)
+    stage = load(case, tensor)
+    prompt_logits = case.spec.first_token == "encode"
+    longest = golden["prompts"].shape[1]
+    run = generator(stage, steps) if prompt_logits else parity_t5.generator([stage], PlainCache(), steps, longest)
     rows = [slice(0, None)] if batched else [slice(row, row + 1) for row in range(len(golden["lengths"]))]
     runs = [run(golden["prompts"][row], golden["lengths"][row]) for row in rows]
     tokens, logits = (np.concatenate(parts) for parts in zip(*runs, strict=True))
-    real = np.arange(logits.shape[1])[None, :] < golden["lengths"][:, None]
+    real = np.arange(longest)[None, :] < (golden["lengths"][:, None] if prompt_logits else longest)
+    real = np.broadcast_to(real, logits.shape[:2])
     expected = golden["batched_tokens" if batched else "tokens"]
     wrong = ties = 0
     for row in range(len(tokens)):

@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 with install_import_hook(["exegpt_jax.models", "exegpt_jax.sharding"], "beartype.beartype"):
     from tests.exegpt_jax.parity import compare, read_case
 from pathlib import Path
-for name in ("gpt2", "qwen3-window-mixed"):
+for name in ("gpt2", "qwen3-window-mixed", "t5-v1.1"):
     assert compare(read_case(Path("tests/exegpt_jax/golden") / name), tensor=4, batched=True).matches
 """
 

@@ -23,7 +23,9 @@ def case_of(name: str) -> Case:
 
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8])
 @pytest.mark.parametrize("name", CASES)
-def test_batched(name: str, tensor: int) -> None:
+def test_batched(name: str, tensor: int, full: bool) -> None:
+    if not full and name.startswith("t5") and (CASES.index(name) + tensor.bit_length()) % 2:
+        pytest.skip("T5 at two degrees a case; all of them in make test-full")
     difference = compare(case_of(name), tensor, batched=True)
     assert difference.matches, difference
 
@@ -38,7 +40,7 @@ def test_alone(name: str, tensor: int, full: bool) -> None:
 
 
 @pytest.mark.parametrize("tensor", [1, 4])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("t5")])
 def test_sub_layers(name: str, tensor: int, full: bool) -> None:
     """Embedding, attention, feed-forward, block and head, each fed with the reference's own input."""
     if not full and tensor != 1 and CASES.index(name) % 4:

@@ -39,6 +39,7 @@ _OPT = {
     "word_embed_proj_dim": 32,
 }
 _GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 3, "n_head": 8, "vocab_size": 53, "n_positions": 64}
+_T5 = {"model_type": "t5", "d_model": 24, "d_kv": 4, "d_ff": 40, "num_layers": 2, "num_heads": 8, "vocab_size": 53}
 
 CONFIGS: dict[str, dict[str, object]] = {
     "gpt2": _GPT2,
@@ -51,6 +52,8 @@ CONFIGS: dict[str, dict[str, object]] = {
     "mistral": {**_ROTARY, "model_type": "mistral", "sliding_window": 16},
     "qwen2": {**_ROTARY, "model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {**_ROTARY, "model_type": "qwen3", "num_key_value_heads": 4},
+    "t5": _T5,
+    "t5-v1.1": {**_T5, "num_decoder_layers": 1, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 
 

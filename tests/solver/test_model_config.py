@@ -30,6 +30,7 @@ QWEN2 = {"model_type": "qwen2", **TINY}
 QWEN3 = {"model_type": "qwen3", **TINY}
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "n_positions": 64}
 OPT = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4, "vocab_size": 100}
 
 
 def parameters(spec: ModelSpec) -> float:
@@ -37,8 +38,9 @@ def parameters(spec: ModelSpec) -> float:
     attention = spec.hidden_size * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     mlp = (3 if spec.gated_mlp else 2) * spec.hidden_size * spec.mlp_size
     embedding = spec.vocab_size * spec.hidden_size * (1 if spec.tied_embeddings else 2)
-    positions = 0 if spec.rope else spec.max_positions * spec.hidden_size
-    return spec.num_layers * (attention + mlp) + embedding + positions
+    positions = 0 if spec.rope or spec.relative else spec.max_positions * spec.hidden_size
+    cross = sum(kind.name == "cross" for kind in spec.layer_kinds()) * attention
+    return spec.num_layers * (attention + mlp) + cross + embedding + positions
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,7 @@ def parameters(spec: ModelSpec) -> float:
         ("llama-2-70b", 68.98),
         ("llama-3-8b", 8.03),
         ("llama-3-70b", 70.55),
+        ("t5-11b", 11.3),
     ],
 )
 def test_presets_have_their_published_size(name: str, billions: float) -> None:
@@ -165,6 +168,16 @@ REFUSED = [
     (OPT | {"word_embed_proj_dim": 16}, "word_embed_proj_dim"),
     (OPT | {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine"),
     (OPT | {"_remove_final_layer_norm": True}, "_remove_final_layer_norm"),
+    (LLAMA | {"is_encoder_decoder": True}, "is_encoder_decoder"),
+    (T5 | {"is_encoder_decoder": False}, "is_encoder_decoder"),
+    (T5 | {"is_decoder": True}, "is_decoder"),
+    (T5 | {"architectures": ["T5EncoderModel"]}, "architectures"),
+    (T5 | {"feed_forward_proj": "gated-swiglu"}, "feed_forward_proj"),
+    (T5 | {"num_decoder_layers": 0}, "num_decoder_layers"),
+    (T5 | {"relative_attention_num_buckets": 2}, "relative_attention_num_buckets"),
+    (T5 | {"relative_attention_max_distance": 16}, "relative_attention_max_distance"),
+    (T5 | {"decoder_start_token_id": 100}, "decoder_start_token_id"),
+    (T5 | {"scale_decoder_outputs": "no"}, "scale_decoder_outputs"),
 ]
 
 
@@ -204,7 +217,8 @@ KEYS = sorted(
 
 
 @given(
-    st.sampled_from([LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, OPT]), st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4)
+    st.sampled_from([LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, OPT, T5]),
+    st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4),
 )
 def test_any_values_parse_or_are_refused(base: dict, changes: dict) -> None:
     """Whatever stands in a field: a spec whose parts fit together, or one line."""
@@ -218,6 +232,21 @@ def test_any_values_parse_or_are_refused(base: dict, changes: dict) -> None:
     assert spec.num_layers == len(spec.layer_kinds()) > 0
     assert spec.heads % spec.kv_heads == 0
     assert hash(spec) == hash(parse_config(config))
+
+
+def test_t5() -> None:
+    """Encoder layers first; the three models differ in the feed-forward layer and in the head, in either dialect."""
+    first = parse_config(T5 | {"architectures": ["T5WithLMHeadModel"], "num_decoder_layers": 2})
+    assert [(run.kind.name, run.count) for run in first.layers] == [("encoder", 3), ("cross", 2)]
+    assert (first.encoder_layers, first.first_token, first.start_token) == (3, "decode", 0)
+    assert [first.cached_layers(layers) for layers in ((0, 5), (0, 3), (2, 4), (3, 5))] == [2, 0, 1, 2]
+    assert (first.activation, first.gated_mlp, first.tied_embeddings) == ("relu", False, True)
+    assert first.head_scale == 32**-0.5
+    flan = {"feed_forward_proj": "gated-gelu", "pad_token_id": 7}
+    old = parse_config(T5 | flan | {"tie_word_embeddings": False})
+    assert old == parse_config(T5 | flan | {"tie_word_embeddings": True, "scale_decoder_outputs": False})
+    assert (old.activation, old.gated_mlp, old.tied_embeddings) == ("gelu_tanh", True, False)
+    assert (old.head_scale, old.start_token) == (1.0, 7)
 
 
 def test_tensor_degrees() -> None:

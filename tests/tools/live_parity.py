@@ -5,7 +5,7 @@ directory; this one computes the same and compares, together and alone, on 1, 2,
 table; exit status 1 on any mismatch. Every request is compared over all its tokens: prompts at which the two best
 scores of the reference tie are drawn again when the cases are made.
 
-Usage: python tests/tools/live_parity.py [--reference=.venv-reference/bin/python] [--count=1] [--seed=N]
+Usage: python tests/tools/live_parity.py [--reference=.venv-reference/bin/python] [--count=1] [--seed=N] [--family=t5]
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from tests.exegpt_jax.parity import Difference, compare, read_case  # noqa: E402
 DEGREES = (1, 2, 4, 8)
 
 
-def make_cases(reference: str, directory: Path, count: int, seed: int) -> None:
+def make_cases(reference: str, directory: Path, count: int, seed: int, family: str) -> None:
     script = Path(__file__).with_name("make_golden.py")
     command = [reference, str(script), f"--output={directory}", f"--random={count}", f"--seed={seed}"]
+    command.append(f"--family={family}")
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -70,11 +71,12 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=None, help="default: the clock; printed, so that a run can be repeated"
     )
+    parser.add_argument("--family", default="", help="only this one")
     options = parser.parse_args()
     seed = int(time.time()) % 1_000_000 if options.seed is None else options.seed
     print(f"seed {seed}")
     with tempfile.TemporaryDirectory() as directory:
-        make_cases(options.reference, Path(directory), options.count, seed)
+        make_cases(options.reference, Path(directory), options.count, seed, options.family)
         differences = compare_all(Path(directory))
     requests = sum(found.rows for found in differences)
     ties = sum(found.ties for found in differences)

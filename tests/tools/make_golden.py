@@ -19,6 +19,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import golden_t5
 import numpy as np
 import torch
 import transformers
@@ -38,6 +39,7 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "t5": "T5ForConditionalGeneration",
 }
 
 LLAMA3 = {
@@ -163,6 +165,7 @@ CASES: dict[str, tuple[str, dict, dict]] = {
         },
         {},
     ),
+    **golden_t5.CASES,
 }
 
 
@@ -197,16 +200,20 @@ def random_cases(rng: np.random.Generator, count: int) -> dict[str, tuple[str, d
                 window = {"use_sliding_window": True, "sliding_window": pick(4, 11), "max_window_layers": pick(0, 1)}
                 config |= pick({"use_sliding_window": False}, window)
             config |= {"vocab_size": int(rng.integers(60, 140)), "tie_word_embeddings": tied}
+            if family == "t5":
+                config = golden_t5.random_config(pick, config["vocab_size"])
             cases[f"{family}-{number}"] = (family, config, style)
     return cases
 
 
 def write_config(directory: Path, family: str, changes: dict, dialect: int) -> None:
     """config.json as transformers 5 writes it, or as transformers 4 did."""
-    shared = {"gpt2": GPT2, "opt": OPT}.get(family, ROTARY)
+    shared = {"gpt2": GPT2, "opt": OPT, "t5": golden_t5.SIZES}.get(family, ROTARY)
     values = {"model_type": family, "architectures": [ARCHITECTURES[family]], "dtype": "float16", **shared, **changes}
     values |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     config = AutoConfig.for_model(**values).to_dict() | {"architectures": [ARCHITECTURES[family]]}
+    if family == "t5":
+        config = golden_t5.in_dialect(config, changes, dialect)
     if dialect == 4:
         config["torch_dtype"] = config.pop("dtype")
         rope = config.pop("rope_parameters", None)
@@ -225,9 +232,9 @@ def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
             value = 0.2 * noise
         elif parameter.ndim == 1:
             value = 1.0 + 0.2 * noise
-        elif "embed" in name or "wte" in name or "wpe" in name:
+        elif any(part in name for part in ("embed", "wte", "wpe", "shared")):
             # A tied head scores the input token highest where embeddings are large: every output would repeat it.
-            value = noise * (0.2 if model.config.tie_word_embeddings else 1.0)
+            value = noise * (0.2 if golden_t5.is_tied(model.config) else 1.0)
         else:
             inputs = parameter.shape[0] if "c_" in name else parameter.shape[1]
             value = noise * 1.5 * inputs**-0.5
@@ -237,9 +244,11 @@ def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
 def save_weights(directory: Path, model: torch.nn.Module, family: str, bare: bool) -> None:
     """model.safetensors; `bare` leaves the prefix out and adds what old checkpoints carry beside weights."""
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
+    if golden_t5.is_tied(model.config):
         tensors.pop("lm_head.weight")
-    if bare:
+    if family == "t5":
+        tensors = golden_t5.stored(tensors, bare)
+    elif bare:
         prefix = "transformer." if family == "gpt2" else "model."
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
         if family == "gpt2":
@@ -296,6 +305,8 @@ def reference(model: torch.nn.Module, family: str, rng: np.random.Generator) -> 
     int32 [3, steps]; margins float32 [3, steps]: (best - second) / |best| of the scores behind each of `tokens`;
     embedding, attention.N, mlp.N, block.N float32 [12, hidden] of the first prompt.
     """
+    if family == "t5":
+        return golden_t5.reference(model, rng, PROMPT_TOKENS, STEPS)
     vocab = model.config.vocab_size
     rows, longest = len(PROMPT_TOKENS), max(PROMPT_TOKENS)
     prompts = np.zeros((rows, longest), np.int32)
@@ -336,6 +347,7 @@ def main() -> None:
         "--random", type=int, default=0, help="new configurations per family, instead of the fixed ones"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--family", default="", help="only cases of this one")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
@@ -343,13 +355,18 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     cases = random_cases(rng, options.random) if options.random else CASES
     for number, (name, (family, changes, style)) in enumerate(cases.items()):
+        if options.family not in ("", family):
+            continue
         directory = options.output / name
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         write_config(directory, family, changes, style.get("dialect", 5))
         config = AutoConfig.from_pretrained(directory)
         config.dtype = torch.float32
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        if family == "t5":
+            model = golden_t5.make_model(config)
+        else:
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         randomise(model, torch.Generator().manual_seed(options.seed * 1000 + number))
         save_weights(directory, model, family, style.get("bare", False))
         arrays = (without_ties if options.random else reference)(model, family, rng)

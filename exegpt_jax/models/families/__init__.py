@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from exegpt_jax.models.families import gpt2, llama, mistral, opt, qwen2, qwen3
+from exegpt_jax.models.families import gpt2, llama, mistral, opt, qwen2, qwen3, t5
 from exegpt_jax.models.families.table import Weight, WeightTable
 from solver.facts.model_spec import Family, ModelSpec
 
@@ -20,7 +20,7 @@ TABLES: dict[Family, WeightTable] = {
 
 def table(spec: ModelSpec) -> WeightTable:
     """The family's table; with tied embeddings, a head apart from its embedding reads the embedding's tensor."""
-    weights = TABLES[spec.family]
+    weights = t5.table(spec) if spec.family == "t5" else TABLES[spec.family]
     if not spec.tied_embeddings:
         return weights
     embedding = weights.weight("embed.tokens").name

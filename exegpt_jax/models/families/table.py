@@ -34,7 +34,7 @@ class Weight:
     """Where one of our parameters lies in a checkpoint.
 
     Attributes:
-      path: ours; "{layer}" stands for the layer's number.
+      path: ours; "{layer}" stands for the layer's number where all layers are named alike.
       name: the tensor's name in a full checkpoint of the family, with the same "{layer}".
       transpose: the tensor is [inputs, outputs]; ours is [outputs, inputs].
       part, parts: the tensor holds `parts` equal parameters one after another along our first dimension, this one
@@ -69,7 +69,7 @@ class WeightTable:
         found = re.fullmatch(r"blocks\.(\d+)\.(.+)", path)
         layer, pattern = ("", path) if found is None else (found[1], "blocks.{layer}." + found[2])
         for weight in self.weights:
-            if weight.path == pattern:
+            if weight.path in (path, pattern):
                 return dataclasses.replace(weight, path=path, name=weight.name.replace("{layer}", layer))
         raise KeyError(path)
 
