@@ -23,6 +23,7 @@ from exegpt_jax.profiler.journal import Journal, fingerprint
 from exegpt_jax.profiler.probe import Probe, Sample, shorten
 from exegpt_jax.profiler.rounds import Effort, Progress, take_samples
 from exegpt_jax.profiler.runner_gap import runner_gap_s
+from exegpt_jax.profiler.stage_dispatch import stage_dispatch_s
 from exegpt_jax.profiler.tables import overheads, spread_of, tables_of
 from exegpt_jax.runner.build import device_bytes
 from exegpt_jax.sharding.stage import Stage
@@ -42,6 +43,7 @@ DEFAULT_REPEATS = 7
 _METHOD = 1
 _MEMORY_FRACTION = 0.9
 _GAP_KEY = "runner gap, tensor {}"
+_STAGE_KEY = "stage dispatch, tensor {}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,7 @@ def profile_model(
     samples = journal.samples
     costs = overheads(all_points, samples)
     gaps = [sample.seconds for tensor in wishes.tensor for sample in samples[_GAP_KEY.format(tensor)]]
+    stage_s = [sample.seconds for tensor in wishes.tensor for sample in samples[_STAGE_KEY.format(tensor)]]
     for tensor in wishes.tensor:
         own = [point for point in all_points if point.tensor == tensor]
         found, end = tables_of(spec, axes, own, samples, costs)
@@ -143,6 +146,7 @@ def profile_model(
         ends=tuple(ends),
         dispatch_s=costs.dispatch_s,
         phase_s=costs.phase_s + max(gaps),
+        stage_dispatch_s=max(stage_s),
         padded=True,
         spread=spread_of({point.key: samples[point.key] for point in all_points}),
     )
@@ -208,9 +212,9 @@ def _measure(
     progress: Progress,
 ) -> int:
     """Samples of one tensor degree; returns how many points have some."""
-    gap_key = _GAP_KEY.format(tensor)
+    gap_key, stage_key = _GAP_KEY.format(tensor), _STAGE_KEY.format(tensor)
     complete = all(len(journal.samples[point.key]) >= wishes.repeats for point in points)
-    if complete and journal.samples[gap_key]:
+    if complete and journal.samples[gap_key] and journal.samples[stage_key]:
         return len(points)
     devices = jax.local_devices()[:tensor]
     layout = StageSpec("both", (0, spec.num_layers), tuple(device.id for device in devices), tensor)
@@ -221,8 +225,9 @@ def _measure(
         cut: Stage = stage if point.cut == "whole" else shorts[point.kind]
         return Probe(point, cut, wishes.cache_dtype)
 
-    if not journal.samples[gap_key]:
-        journal.add(gap_key, Sample(runner_gap_s(stage, wishes.limits, wishes.cache_dtype), 0.0, 0, 0.0))
+    for key, measured_s in ((gap_key, runner_gap_s), (stage_key, stage_dispatch_s)):
+        if not journal.samples[key]:
+            journal.add(key, Sample(measured_s(stage, wishes.limits, wishes.cache_dtype), 0.0, 0, 0.0))
     return take_samples(points, open_probe, journal, effort, progress)
 
 

@@ -114,9 +114,10 @@ class Profile:
       source: how the numbers were got: tool, versions, hardware, files.
       layers: one entry per (tensor degree, layer kind).
       ends: one entry per tensor degree.
-      dispatch_s: host time per stage and micro-batch.
+      dispatch_s: host time of an encode call on a stage.
       phase_s: fixed cost of a decode call beside its iterations (0 where iterations are dispatched one by one).
       padded: programs are compiled for buckets, so rows and tokens are rounded up (this engine); False: exact sizes.
+      stage_dispatch_s: host time of one decode iteration of a micro-batch on one of several stages; None: `dispatch_s`.
       spread: relative spread of repeated measurements (90th percentile over median, minus 1): the default margin.
       schema_version: of the file.
     """
@@ -133,7 +134,13 @@ class Profile:
     phase_s: float
     padded: bool
     spread: float
+    stage_dispatch_s: float | None = None
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def iteration_dispatch_s(self) -> float:
+        """Host time of one decode iteration of a micro-batch on one of several stages."""
+        return self.dispatch_s if self.stage_dispatch_s is None else self.stage_dispatch_s
 
     @property
     def tensor_degrees(self) -> tuple[int, ...]:

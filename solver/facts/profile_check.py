@@ -11,9 +11,9 @@ def check_profile(profile: Profile, what: str) -> None:
     """Raises ValueError with one line, beginning with `what`, on a value that no measurement gives."""
     if profile.schema_version != SCHEMA_VERSION:
         raise ValueError(version_line(what, profile.schema_version))
-    for name in ("dispatch_s", "phase_s", "spread"):
+    for name in ("dispatch_s", "phase_s", "spread", "stage_dispatch_s"):
         value = getattr(profile, name)
-        if not (np.isfinite(value) and value >= 0):
+        if value is not None and not (np.isfinite(value) and value >= 0):
             raise ValueError(f"{what}.{name}: {value:g} is no time or share; measure again")
     if not profile.layers:
         raise ValueError(f"{what}.layers: empty; measure at least one tensor degree")

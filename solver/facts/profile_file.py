@@ -58,7 +58,7 @@ class _EndFile:
 
 @dataclasses.dataclass(frozen=True)
 class _ProfileFile:
-    """The fields of `Profile` in the order of the file."""
+    """The fields of `Profile` in the order of the file; what was not measured does not stand there."""
 
     schema_version: int
     model: str
@@ -73,6 +73,7 @@ class _ProfileFile:
     spread: float
     ends: tuple[_EndFile, ...]
     layers: tuple[_LayerFile, ...]
+    stage_dispatch_s: float | None = None
 
 
 def shape_digest(spec: ModelSpec) -> str:
@@ -96,7 +97,7 @@ def to_text(profile: Profile) -> str:
         if name in ("ends", "layers"):
             entries = ",\n".join("  " + json.dumps(entry, separators=(",", ":"), allow_nan=False) for entry in value)
             lines.append(f' "{name}": [\n{entries}\n ]')
-        else:
+        elif value is not None:
             lines.append(f' "{name}": {json.dumps(value, allow_nan=False)}')
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -150,6 +151,7 @@ def read_profile(path: Path) -> Profile:
         phase_s=record.phase_s,
         padded=record.padded,
         spread=record.spread,
+        stage_dispatch_s=record.stage_dispatch_s,
         schema_version=record.schema_version,
     )
     check_profile(profile, what)

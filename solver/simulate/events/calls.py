@@ -70,23 +70,23 @@ class CallTimes:
         if stage.first:
             spent += _at(end.embed, rows, 0.0)
         if stage.last:
-            return spent + _at(end.head, rows, 0.0) + (0.0 if profile.phase_s else profile.dispatch_s)
-        return spent + self._move_s(stage, rows)
+            return spent + _at(end.head, rows, 0.0) + (0.0 if profile.phase_s else profile.iteration_dispatch_s)
+        return spent + self._move_s(stage, rows, profile.iteration_dispatch_s)
 
     def leave_s(self, stage: Place, rows: float, tokens: float) -> float:
         """What an encode call ends with: the head over `rows`, or `tokens` handed to the next stage; its dispatch."""
         profile = self.profiles[stage.kind]
         if stage.last:
             return _at(profile.end(stage.tensor).head, rows, 0.0) + profile.dispatch_s
-        return self._move_s(stage, tokens)
+        return self._move_s(stage, tokens, profile.dispatch_s)
 
-    def _move_s(self, stage: Place, tokens: float) -> float:
+    def _move_s(self, stage: Place, tokens: float, dispatch_s: float) -> float:
         profile = self.profiles[stage.kind]
         if stage.link is None:
             return 0.0
         assert self.cluster is not None, "stages with links stand in a cluster"
         size = tokens * self.spec.hidden_size * dtype_bytes(profile.dtype)
-        return float(self.cluster.link(stage.link).transfer_s(size)) + profile.dispatch_s
+        return float(self.cluster.link(stage.link).transfer_s(size)) + dispatch_s
 
     def _layers_s(self, stage: Place, phase: str, rows: float, second: float) -> float:
         profile = self.profiles[stage.kind]
