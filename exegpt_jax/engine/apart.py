@@ -1,6 +1,6 @@
-"""The Executor of WAA: encode devices and decode devices apart, each with its own mesh, weights and programs.
+"""The Executor of WAA: encode stages and decode stages apart, each with its own mesh, weights and programs.
 
-    encode call -> payload on encode devices -> hand-over -> parcel on decode devices -> insert -> decode
+    encode call -> payloads on encode stages -> hand-over -> parcel on decode stages -> insert -> decode
 
 Either side's programs are dispatched without waiting, so both work at once; the Runner asks what has arrived.
 """
@@ -8,7 +8,8 @@ Either side's programs are dispatched without waiting, so both work at once; the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -25,62 +26,99 @@ from exegpt_jax.engine.api import (
 )
 from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.engine import Engine
-from exegpt_jax.engine.handover import HandOver
+from exegpt_jax.engine.handover import HandOver, Progress
+from exegpt_jax.engine.pipeline import Pipeline
+from exegpt_jax.engine.pipeline_sides import PipelineDecodeSide, PipelineEncodeSide
 from exegpt_jax.engine.programs import Recipes
-from exegpt_jax.engine.results import Parts, decode_result, encode_result, guarded, ready, tells
-from exegpt_jax.engine.sides import DecodeSide, EncodeSide
+from exegpt_jax.engine.results import Parts, encode_result, guarded, ready, tells
+from exegpt_jax.engine.sides import DecodeSide
 from exegpt_jax.engine.state import Payload
+from exegpt_jax.engine.windows import Mark
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.memory import payload_bytes
+from solver.plan.micro_batches import decode_parts
 from solver.plan.plan import Plan
 from solver.plan.schedule import StageSpec
-from solver.plan.under_way import buffered_tokens, sides
+from solver.plan.under_way import buffered_tokens, most_batches, sides
 
-ENCODE_PROGRAMS = ("encode", "payload", "chunk")
-DECODE_PROGRAMS = ("alloc", "release", "move", "insert", "decode")
+_ENCODE_PROGRAMS = ("encode", "payload", "chunk")
+_DECODE_PROGRAMS = (
+    "alloc",
+    "release",
+    "move",
+    "take",
+    "insert",
+    "decode",
+    "begin",
+    "cut",
+    "iterate",
+    "put back",
+    "keep",
+)
 
 
 @dataclasses.dataclass
 class _Parcel:
-    """A payload on decode devices, or on its way there.
+    """Payloads on decode stages, or on their way there.
 
     Attributes:
-      payload: rows in the call's order.
+      payloads: of each decode stage, rows in the call's order.
       length: in positions.
       rows: of the call.
+      bucket: rows that the payloads hold.
       left: requests that are neither inserted nor dropped.
     """
 
-    payload: Payload
+    payloads: tuple[Payload, ...]
     length: int
     rows: tuple[EncodeRow, ...]
+    bucket: int
     left: set[int]
 
 
 class WaaExecutor:
-    """Runs phases on two stages, each with the whole model.
+    """Runs phases on stages of two sides, each of which has the whole model.
 
     Args:
-      encode, decode: stages on devices of their own, as the plan has them.
+      stages: in the plan's order, each on devices of its own.
       plan: of a policy that works apart.
+      clock: of the Runner, for the times of each stage.
       checked: compares every payload before and after its hand-over, which waits for both; for tests.
     """
 
-    def __init__(self, encode: Stage, decode: Stage, plan: Plan, *, checked: bool = False) -> None:
-        encode_stages, decode_stages = sides(plan.schedule.stages)
-        self._encoder = Engine(encode, _side(plan, encode_stages))
-        self._decoder = Engine(decode, _side(plan, decode_stages))
+    def __init__(
+        self, stages: Sequence[Stage], plan: Plan, clock: Callable[[], float] = time.monotonic, *, checked: bool = False
+    ) -> None:
+        specs = sides(plan.schedule.stages)
+        encode, decode = ([stage for stage in stages if stage.stage.devices in _devices(side)] for side in specs)
+        self.plan = plan
+        # No more are ever under way, so that the loop that decodes is never held up here.
+        window = most_batches(len(encode)) * 2 * plan.schedule.encode_batch
+        self._encoders = Pipeline(encode, _side(plan, specs[0]), clock, window)
+        self._decoders: Engine | Pipeline
+        if len(decode) == decode_parts(plan.schedule) == 1:
+            self._decoders = Engine(decode[0], _side(plan, specs[1]))
+        else:
+            self._decoders = Pipeline(decode, _side(plan, specs[1]), clock)
+        self._decode_stages = tuple(decode)
         self._road = HandOver(encode, decode, plan.cache_dtype, checked=checked)
-        self._payloads = Recipes(encode, self._encoder.plan).payload_shapes()
-        largest = max(self.payload_bytes(rows, tokens) for rows, tokens in self._payloads)
+        self._shapes = Recipes(encode[-1], _side(plan, specs[0])).payload_shapes()
+        largest = max(self.payload_bytes(rows, tokens) for rows, tokens in self._shapes)
         buffered = buffered_tokens(plan.schedule.encode_batch, plan.max_prompt_tokens)
         self.buffer_bytes = max(largest, self.payload_bytes(1, buffered))
 
-    def warm_up(self) -> tuple[Program, ...]:
-        """Compiles what the plan can reach on either side and between them, and allocates the cache."""
-        programs = self._encoder.warm_up(kinds=ENCODE_PROGRAMS)
-        programs += self._road.warm_up(self._payloads)
-        programs += self._decoder.warm_up(kinds=DECODE_PROGRAMS)
+    def warm_up(self, progress: Progress = lambda name, done, total: None) -> tuple[Program, ...]:
+        """Compiles what the plan can reach on either side and between them, and allocates the cache.
+
+        `progress` counts the programs of one stage, or of the road between, at a time.
+        """
+        programs: tuple[Program, ...] = ()
+        for engine in self._encoders.engines:
+            programs += engine.warm_up(progress, _ENCODE_PROGRAMS)
+        programs += self._road.warm_up(self._shapes, progress)
+        decoders = [self._decoders] if isinstance(self._decoders, Engine) else self._decoders.engines
+        for each in decoders:
+            programs += each.warm_up(progress, _DECODE_PROGRAMS)
         self._begin()
         self._compiled_before = compiling.compilations()
         return programs
@@ -88,21 +126,27 @@ class WaaExecutor:
     def reset(self) -> None:
         """Back to an empty cache; the old one's memory is free before the new one is taken."""
         self._decodes.forget()
+        self._encoders.forget()
         self._begin()
 
     def _begin(self) -> None:
         self._parcels: dict[int, _Parcel] = {}
-        self._encodes, self._decodes = EncodeSide(self._encoder), DecodeSide(self._decoder)
+        self._encodes = PipelineEncodeSide(self._encoders)
+        self._decodes: DecodeSide | PipelineDecodeSide
+        if isinstance(self._decoders, Engine):
+            self._decodes = DecodeSide(self._decoders)
+        else:
+            self._decodes = PipelineDecodeSide(self._decoders)
 
     def live_bytes(self) -> int:
-        """Bytes per device of either side: prompts in progress, parcels that are not inserted, slots in use."""
+        """On the fullest device of either side: prompts in progress, parcels that are not inserted, slots in use."""
         parcels = {id(parcel): parcel for parcel in tuple(self._parcels.values())}.values()
-        waiting = sum(self.payload_bytes(parcel.payload.rows.token.shape[0], parcel.length) for parcel in parcels)
+        waiting = sum(self.payload_bytes(parcel.bucket, parcel.length) for parcel in parcels)
         return self._encodes.live_bytes() + waiting + self._decodes.live_bytes()
 
     def payload_bytes(self, rows: int, tokens: int) -> int:
-        stage, plan = self._decoder.stage, self._decoder.plan
-        return payload_bytes(stage.spec, stage.stage, rows, tokens, plan.cache_dtype)
+        dtype = self.plan.cache_dtype
+        return max(payload_bytes(each.spec, each.stage, rows, tokens, dtype) for each in self._decode_stages)
 
     def compilations(self) -> int:
         return compiling.compilations() - self._compiled_before
@@ -117,34 +161,35 @@ class WaaExecutor:
         self._decodes.release(command.release)
         self._decodes.move(command.moves)
         self._insert(command.insert)
-        encoded = tuple((call, *self._encode(call)) for call in command.encode)
+        encoded = tuple(self._encode(index, call) for index, call in enumerate(command.encode))
         decoded = None if command.decode is None else self._decodes.decode(command.decode)
-        return _Phase(encoded, decoded)
+        return _Phase(self._encoders, encoded, decoded)
 
-    def _encode(self, call: EncodeCall) -> tuple[Parts, Payload | None]:
+    def _encode(self, index: int, call: EncodeCall) -> _Call:
         encoded = self._encodes.encode(call)
-        there = None
-        if encoded.payload is not None:
-            there = self._road.send(encoded.payload)
+        there: tuple[Payload, ...] = ()
+        if encoded.payloads:
+            there = self._road.send(encoded.payloads)
             requests = {row.request for row in call.rows if row.slot == NO_SLOT_YET}
-            parcel = _Parcel(there, encoded.length, call.rows, requests)
+            parcel = _Parcel(there, encoded.length, call.rows, call.rows_bucket, requests)
             self._parcels |= dict.fromkeys(requests, parcel)
-        return Parts.of(encoded.block, 1, tells(call)), there
+        return _Call(index, call, Parts.of(encoded.block, 1, tells(call)), encoded.marks, there)
 
     def _insert(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """One program for each parcel of which rows are let in."""
+        """Every parcel at once, of which rows are let in."""
         slots = dict(pairs)
+        # Beyond the cache, whose micro-batches may allocate a few rows more.
+        beyond = self.plan.schedule.max_rows + decode_parts(self.plan.schedule)
         while slots:
             request = next(iter(slots))
             if request not in self._parcels:
                 raise EngineError(f"insert: nothing was handed over for request {request}")
             parcel = self._parcels[request]
-            beyond = self._decoder.plan.schedule.max_rows
             where = [slots.pop(row.request, beyond) if row.request in parcel.left else beyond for row in parcel.rows]
             for row, slot in zip(parcel.rows, where, strict=True):
                 if slot < beyond:
                     self._take(row.request)
-            self._decodes.insert(parcel.payload, parcel.length, parcel.rows, where)
+            self._decodes.insert(parcel.payloads, parcel.length, parcel.rows, where)
 
     def _take(self, request: int) -> None:
         """A request is no longer on its way; with the last of a parcel that one is forgotten."""
@@ -154,31 +199,61 @@ class WaaExecutor:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Call:
+    """An encode call under way.
+
+    Attributes:
+      index: of the call in its phase.
+      call, parts: what was asked, and its first tokens.
+      marks: when each stage was done.
+      there: on decode stages; empty while chunks remain.
+    """
+
+    index: int
+    call: EncodeCall
+    parts: Parts
+    marks: tuple[Mark, ...]
+    there: tuple[Payload, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Phase:
     """A phase under way."""
 
-    encodes: tuple[tuple[EncodeCall, Parts, Payload | None], ...]
-    decode: Parts | None
+    encoders: Pipeline
+    calls: tuple[_Call, ...]
+    decode: Callable[[], DecodeResult] | None
 
     def is_encoded(self) -> bool:
-        return all(parts.is_ready() for _, parts, _ in self.encodes)
+        self.encoders.windows.look()
+        return all(each.marks[-1].ready_s is not None for each in self.calls)
 
     def has_arrived(self) -> bool:
-        return ready([payload for _, _, payload in self.encodes])
+        return ready([each.there for each in self.calls])
 
     def arrive(self) -> None:
-        guarded(lambda: jax.block_until_ready([payload for _, _, payload in self.encodes]))
+        guarded(lambda: jax.block_until_ready([each.there for each in self.calls]))
 
     def encoded(self) -> tuple[EncodeResult, ...]:
-        return guarded(lambda: tuple(encode_result(call, parts) for call, parts, _ in self.encodes))
+        return guarded(lambda: tuple(self._first_tokens(each) for each in self.calls))
+
+    def _first_tokens(self, each: _Call) -> EncodeResult:
+        self.encoders.windows.wait_for(each.marks[-1])
+        rows, tokens = len(each.call.rows), sum(len(row.token_ids) for row in each.call.rows)
+        shape = each.call.rows_bucket, each.call.tokens_bucket
+        work = self.encoders.work(each.marks, each.index, 0, rows, tokens, shape)
+        return dataclasses.replace(encode_result(each.call, each.parts), work=tuple(work))
 
     def decoded(self) -> DecodeResult | None:
-        parts = self.decode
-        return None if parts is None else guarded(lambda: decode_result(parts))
+        return None if self.decode is None else guarded(self.decode)
+
+
+def _devices(stages: Sequence[StageSpec]) -> set[tuple[int, ...]]:
+    return {stage.devices for stage in stages}
 
 
 def _side(plan: Plan, stages: tuple[StageSpec, ...]) -> Plan:
-    """The plan as one side's engine sees it: its stages, and one iteration in each decode call."""
+    """The plan as one side sees it: its stages, and one iteration in each decode call."""
     return dataclasses.replace(
         plan,
         schedule=dataclasses.replace(plan.schedule, stages=stages, decode_iterations=1),

@@ -103,11 +103,15 @@ class EncodeCall:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeCall:
-    """N_D decode iterations in one dispatch: the lowest `rows_bucket` slots attend to `cache_bucket` positions."""
+    """N_D decode iterations in one dispatch: the lowest `rows_bucket` slots attend to `cache_bucket` positions.
+
+    `part` is the one micro-batch that is meant, whose slots are those of its number modulo their number; None: all.
+    """
 
     iterations: int
     rows_bucket: int
     cache_bucket: int
+    part: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +185,7 @@ class EncodeResult:
 
     Attributes:
       tokens: int32 [rows, width]; rows in the call's order, without padding; meaningless where a row's slot is NO_SLOT.
+        Width 0: the first token comes out of the first decode iteration (encoder-decoder models).
       done: bool [rows]: the first token already ended the row.
       logprobs: of those tokens, where any row asked.
       work: of each stage, where there are several.

@@ -72,7 +72,7 @@ class DecodeRounds:
         self._result: DecodeResult | None = None
         telling = {place_of(slot, pipeline.parts)[0] for slot in slots.telling}
         self._all: list[_MicroBatch] = []
-        for part in sorted(slots.parts_used()):
+        for part in sorted(slots.parts_used()) if call.part is None else [call.part]:
             views, feed = pipeline.begin(slots.borrow(part), self._rows, call.cache_bucket)
             self._all.append(_MicroBatch(part, views, feed, part in telling))
         self._next = collections.deque(self._all)
@@ -95,14 +95,24 @@ class DecodeRounds:
     def finish(self) -> DecodeResult:
         """Dispatches what is left, waits for all of it, and brings back what was borrowed."""
         if self._result is None:
-            while self._next:
-                self._pipeline.windows.make_room()
-                self._dispatch_one()
-            for batch in self._all:
-                self._bring_back(batch)
+            self.settle()
             self._pipeline.windows.drain()
             self._result = self._read()
         return self._result
+
+    def settle(self) -> None:
+        """Dispatches what is left and brings back what was borrowed: where iterations are few, without waiting."""
+        while self._next:
+            self._pipeline.windows.make_room()
+            self._dispatch_one()
+        for batch in self._all:
+            self._bring_back(batch)
+
+    def result(self) -> DecodeResult:
+        """Waits for these iterations alone, once they are settled."""
+        for batch in self._all:
+            self._pipeline.windows.wait_for(batch.passes[-1][1][-1])
+        return self._read()
 
     def _bring_back(self, batch: _MicroBatch) -> None:
         assert batch.first is not None

@@ -6,12 +6,13 @@ Programs are dispatched without waiting; results start on their way to the host 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from exegpt_jax.engine import compiling
 from exegpt_jax.engine.api import DecodeResult, EncodeCall, EncodeResult, Pending, PhaseCommand
 from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.engine import Engine
-from exegpt_jax.engine.results import Parts, decode_result, encode_result, guarded, tells
+from exegpt_jax.engine.results import Parts, encode_result, guarded, tells
 from exegpt_jax.engine.sides import DecodeSide, EncodeSide
 from exegpt_jax.engine.state import Block
 
@@ -61,8 +62,8 @@ class LocalExecutor:
 
     def _encode(self, call: EncodeCall) -> Block:
         encoded = self._encodes.encode(call)
-        if encoded.payload is not None:
-            self._decodes.insert(encoded.payload, encoded.length, call.rows, [row.slot for row in call.rows])
+        if encoded.payloads:
+            self._decodes.insert(encoded.payloads, encoded.length, call.rows, [row.slot for row in call.rows])
         return encoded.block
 
 
@@ -71,11 +72,10 @@ class _Phase:
     """A phase under way."""
 
     encodes: tuple[tuple[EncodeCall, Parts], ...]
-    decode: Parts | None
+    decode: Callable[[], DecodeResult] | None
 
     def encoded(self) -> tuple[EncodeResult, ...]:
         return guarded(lambda: tuple(encode_result(call, parts) for call, parts in self.encodes))
 
     def decoded(self) -> DecodeResult | None:
-        parts = self.decode
-        return None if parts is None else guarded(lambda: decode_result(parts))
+        return None if self.decode is None else guarded(self.decode)

@@ -65,6 +65,12 @@ class DecodePass:
 class Pipeline:
     """Warm stages in order.
 
+    Args:
+      stages: of one side of the plan, or of all of it.
+      plan: as that side sees it.
+      clock: for the times of stages.
+      window: passes that may be under way; absent: as many as keep the decode micro-batches going.
+
     Attributes:
       plan: what it runs.
       engines: of the stages.
@@ -72,17 +78,19 @@ class Pipeline:
       windows: what is under way.
     """
 
-    def __init__(self, stages: Sequence[Stage], plan: Plan, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], plan: Plan, clock: Callable[[], float], window: int | None = None
+    ) -> None:
         self.plan, self.clock = plan, clock
         self.engines = tuple(StageEngine(stage, plan) for stage in stages)
         self.parts = decode_parts(plan.schedule)
+        self._window = window or max(_LEAST_WINDOW, _PASSES_AHEAD * self.parts)
         self._links = Links([stage.mesh for stage in stages])
         self.forget()
 
     def forget(self) -> None:
         """Nothing is under way any more."""
-        most = max(_LEAST_WINDOW, _PASSES_AHEAD * self.parts)
-        self.windows = Windows(len(self.engines), most, self.clock)
+        self.windows = Windows(len(self.engines), self._window, self.clock)
 
     def encode(self, call: EncodeCall, held: Sequence[Layers] | None, before: Sequence[int]) -> EncodePass:
         """Prompts through every stage; of a chunk, `held` (donated) and `before` are what came before it."""

@@ -113,7 +113,7 @@ class PipelineExecutor:
         """Prompts through the stages, and those that are complete into their slots."""
         if not call.context_bucket:
             done = self.pipeline.encode(call, None, ())
-            self._slots.insert(done.payloads, call.tokens_bucket, call.rows)
+            self._slots.insert(done.payloads, call.tokens_bucket, call.rows, [row.slot for row in call.rows])
             return done
         (row,) = call.rows
         prompt = self._prompts.pop(row.request, None)
@@ -123,7 +123,7 @@ class PipelineExecutor:
             layers = [payload.layers for payload in done.payloads]
             self._prompts[row.request] = _Prompt(layers, [*before, *row.token_ids], call.context_bucket)
         else:
-            self._slots.insert(done.payloads, call.context_bucket, call.rows)
+            self._slots.insert(done.payloads, call.context_bucket, call.rows, [row.slot])
         return done
 
 

@@ -70,16 +70,20 @@ class PipelineSlots:
             length = engine.plan.cache_tokens
             self.states[other][index] = engine.insert(self.states[other][index], payload, targets, length)
 
-    def insert(self, payloads: Sequence[Payload], length: int, rows: Sequence[EncodeRow]) -> None:
-        """Puts encoded prompts into their rows' slots; `payloads` are those of each stage."""
-        places = [place_of(row.slot, self._pipeline.parts) for row in rows]
-        for part in sorted({part for part, _ in places}):
+    def insert(self, payloads: Sequence[Payload], length: int, rows: Sequence[EncodeRow], slots: Sequence[int]) -> None:
+        """Puts encoded prompts into slots; `payloads` are those of each stage. Slots beyond the cache are dropped."""
+        beyond = self._pipeline.parts * self._pipeline.engines[0].plan.schedule.max_rows
+        places = [place_of(min(slot, beyond), self._pipeline.parts) for slot in slots]
+        for part in sorted({place_of(slot, self._pipeline.parts)[0] for slot in slots if slot < beyond}):
             for index, (engine, payload) in enumerate(zip(self._pipeline.engines, payloads, strict=True)):
                 # Beyond its part, a row is dropped.
                 where = [place if own == part else engine.plan.schedule.max_rows for own, place in places]
                 self.states[part][index] = engine.insert(self.states[part][index], payload, where, length)
-        self.used.update(row.slot for row in rows)
-        self.telling.update(row.slot for row in rows if row.sampling.logprobs is not None)
+        for row, slot in zip(rows, slots, strict=True):
+            if slot < beyond:
+                self.used.add(slot)
+                if row.sampling.logprobs is not None:
+                    self.telling.add(slot)
 
     def borrow(self, part: int) -> list[State]:
         """A part's states, for a decode phase."""

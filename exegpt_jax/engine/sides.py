@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from exegpt_jax.engine.api import NO_SLOT, DecodeCall, EncodeCall, EncodeRow
+from exegpt_jax.engine.api import NO_SLOT, DecodeCall, DecodeResult, EncodeCall, EncodeRow
 from exegpt_jax.engine.cache import Layers
 from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.engine import Engine
-from exegpt_jax.engine.results import Parts
+from exegpt_jax.engine.results import Parts, decode_result
 from exegpt_jax.engine.state import Block, Payload, State
+from exegpt_jax.engine.windows import Mark
 from solver.plan.memory import cache_row_bytes, payload_bytes
 
 
@@ -32,13 +33,15 @@ class Encoded:
 
     Attributes:
       block: first tokens.
-      payload: complete prompts; None while chunks of the one prompt remain.
-      length: of the payload, in positions.
+      payloads: complete prompts, of each stage; empty while chunks of the one prompt remain.
+      length: of the payloads, in positions.
+      marks: when each stage of a pipeline was done; empty where there is none.
     """
 
     block: Block
-    payload: Payload | None
+    payloads: tuple[Payload, ...]
     length: int
+    marks: tuple[Mark, ...] = ()
 
 
 class EncodeSide:
@@ -51,15 +54,15 @@ class EncodeSide:
     def encode(self, call: EncodeCall) -> Encoded:
         if not call.context_bucket:
             payload, block = self._engine.encode(call)
-            return Encoded(block, payload, call.tokens_bucket)
+            return Encoded(block, (payload,), call.tokens_bucket)
         (row,) = call.rows
         prompt = self._prompts.pop(row.request, None)
         before = [] if prompt is None else prompt.tokens
         payload, block = self._engine.encode_chunk(call, None if prompt is None else prompt.layers, before)
         if row.slot != NO_SLOT:
-            return Encoded(block, payload, call.context_bucket)
+            return Encoded(block, (payload,), call.context_bucket)
         self._prompts[row.request] = _Prompt(payload.layers, [*before, *row.token_ids], call.context_bucket)
-        return Encoded(block, None, call.context_bucket)
+        return Encoded(block, (), call.context_bucket)
 
     def drop(self, requests: Iterable[int]) -> None:
         for request in requests:
@@ -111,8 +114,9 @@ class DecodeSide:
                     slots.remove(source)
                     slots.add(target)
 
-    def insert(self, payload: Payload, length: int, rows: Sequence[EncodeRow], slots: Sequence[int]) -> None:
-        """Puts the payload's first rows into slots; a slot beyond the cache leaves its row out."""
+    def insert(self, payloads: Sequence[Payload], length: int, rows: Sequence[EncodeRow], slots: Sequence[int]) -> None:
+        """Puts the one payload's first rows into slots; a slot beyond the cache leaves its row out."""
+        (payload,) = payloads
         self._state = self._engine.insert(self.state, payload, slots, length)
         for row, slot in zip(rows, slots, strict=True):
             if slot < self._engine.plan.schedule.max_rows:
@@ -120,9 +124,11 @@ class DecodeSide:
                 if row.sampling.logprobs is not None:
                     self._telling.add(slot)
 
-    def decode(self, call: DecodeCall) -> Parts:
+    def decode(self, call: DecodeCall) -> Callable[[], DecodeResult]:
+        """Starts the iterations; what it returns waits for their tokens."""
         self._state, block = self._engine.decode(self.state, call.iterations, call.rows_bucket, call.cache_bucket)
-        return Parts.of(block, call.iterations, any(slot < call.rows_bucket for slot in self._telling))
+        parts = Parts.of(block, call.iterations, any(slot < call.rows_bucket for slot in self._telling))
+        return lambda: decode_result(parts)
 
     def live_bytes(self) -> int:
         """Bytes per device of the slots in use, by the planner's own accounting."""

@@ -72,6 +72,11 @@ class Windows:
             jax.block_until_ready(self._oldest.popleft()[0])
             self.look()
 
+    def wait_for(self, mark: Mark) -> None:
+        """Blocks until that work is done."""
+        while mark.ready_s is None:
+            self.wait()
+
     def drain(self) -> None:
         """Blocks until nothing is under way."""
         while any(self._waiting):

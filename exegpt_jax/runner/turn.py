@@ -1,7 +1,7 @@
 """One turn of the loop where encode devices and decode devices are apart.
 
     encode phases that may start are dispatched -> first tokens that are ready are handed out -> what has arrived is let
-    in, one iteration is dispatched -> its tokens are handed out
+    in, one iteration is dispatched -> the oldest iteration's tokens are handed out
 
 Encode devices work on through all of it; the loop waits for them only when nobody decodes.
 """
@@ -9,15 +9,15 @@ Encode devices work on through all of it; the loop waits for them only when nobo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from exegpt_jax.engine.api import ApartExecutor, PhaseCommand
+from exegpt_jax.engine.api import ApartExecutor
 from exegpt_jax.runner import delivery
-from exegpt_jax.runner.apart import ApartBatch, Flight
+from exegpt_jax.runner.apart import ApartBatch, Flight, Pass
 from exegpt_jax.runner.batch import Queue
-from exegpt_jax.runner.entries import decode_entry, encode_entry
-from solver.plan.timeline import Timeline
+from exegpt_jax.runner.entries import decode_entry, encode_entry, stage_entries
+from solver.plan.timeline import Timeline, TimelineEntry
 
 
 class Deliver(Protocol):
@@ -53,37 +53,64 @@ def take_turn(batch: ApartBatch, waiting: Queue, desk: Desk) -> None:
         if not flight.delivered:
             if not flight.pending.is_encoded():
                 break
-            _hand_out(batch, flight, desk)
-    decode = batch.next_decode(desk.phases)
-    if decode is not None:
-        _decode(batch, decode, desk)
-        desk.timeline.close(decode.phase, desk.clock() - begun_s)
-    if batch.flights and (decode is None or decode.decode is None):
+            _hand_out_first(batch, flight, desk)
+    decodes = _dispatch_decode(batch, desk)
+    if decodes and len(batch.passes) < batch.parts:
+        return
+    if batch.passes:
+        done = batch.passes.popleft()
+        _hand_out(batch, done, desk)
+        # Micro-batches side by side: none's time is that of a turn.
+        if batch.parts == 1:
+            desk.timeline.close(done.command.phase, desk.clock() - begun_s)
+    elif batch.flights:
         _wait(batch, batch.flights[0], desk)
 
 
-def _decode(batch: ApartBatch, command: PhaseCommand, desk: Desk) -> None:
+def _dispatch_decode(batch: ApartBatch, desk: Desk) -> bool:
+    """What decode devices are to do next, if anything; whether an iteration is among it."""
+    command = batch.next_decode(desk.phases)
+    if command is None:
+        return False
     dispatched_s = desk.clock()
-    result = desk.executor.dispatch(command).decoded()
-    if command.decode is None or result is None:
-        return
+    pending = desk.executor.dispatch(command)
+    if command.decode is None:
+        return False
+    batch.passes.append(Pass(command, pending, batch.rows_of(command.decode.part), dispatched_s))
+    return True
+
+
+def _hand_out(batch: ApartBatch, done: Pass, desk: Desk) -> None:
+    """The tokens of an iteration; blocks until they are there."""
+    call, result = done.command.decode, done.pending.decoded()
+    assert call is not None
+    assert result is not None
     ready_s = desk.clock()
-    outcome = delivery.decoded_tokens(result, batch.slots.rows, ready_s)
-    entry = decode_entry(command.phase, command.decode, outcome, dispatched_s, ready_s, batch.first_decode_stage)
-    desk.timeline.add(entry)
+    rows = {slot: row for slot, row in done.rows.items() if row.slot is not None}
+    outcome = delivery.decoded_tokens(result, rows, ready_s)
+    entries = stage_entries(done.command.phase, "decode", result.work)
+    entries = entries or [decode_entry(done.command.phase, call, outcome, done.dispatched_s, ready_s)]
+    _note(desk, entries, batch.decode_stages)
     desk.deliver(outcome, ready_s)
 
 
-def _hand_out(batch: ApartBatch, flight: Flight, desk: Desk) -> None:
+def _hand_out_first(batch: ApartBatch, flight: Flight, desk: Desk) -> None:
     """The first tokens of a batch; blocks until it is encoded."""
-    calls = flight.command.encode
+    phase, calls = flight.command.phase, flight.command.encode
     results = flight.pending.encoded()
     ready_s = desk.clock()
-    batch.was_encoded(flight, ready_s)
+    entries = stage_entries(phase, "encode", [work for result in results for work in result.work])
+    entries = entries or [encode_entry(phase, calls, flight.dispatched_s, ready_s)]
+    batch.was_encoded(flight, max(entry.ready_s for entry in entries if entry.stage == 0))
     outcome = delivery.first_tokens_of(calls, results, lambda row: batch.encoding.get(row.request), ready_s)
-    entry = encode_entry(flight.command.phase, calls, flight.dispatched_s, ready_s, batch.first_encode_stage)
-    desk.timeline.add(entry)
+    _note(desk, entries, batch.encode_stages)
     desk.deliver(outcome, ready_s, encoded=True)
+
+
+def _note(desk: Desk, entries: Iterable[TimelineEntry], stages: Sequence[int]) -> None:
+    """Entries of one side, whose stages are counted from 0, under the numbers that they have in the plan."""
+    for entry in entries:
+        desk.timeline.add(dataclasses.replace(entry, stage=stages[entry.stage]))
 
 
 def _wait(batch: ApartBatch, flight: Flight, desk: Desk) -> None:
@@ -91,4 +118,4 @@ def _wait(batch: ApartBatch, flight: Flight, desk: Desk) -> None:
     if flight.delivered:
         flight.pending.arrive()
     else:
-        _hand_out(batch, flight, desk)
+        _hand_out_first(batch, flight, desk)

@@ -28,6 +28,7 @@ from exegpt_jax.engine.api import (
     Sampling,
     Travelling,
 )
+from solver.plan.micro_batches import decode_parts, place_of
 from solver.plan.plan import Plan
 
 _BYTES_PER_TOKEN = 1
@@ -234,6 +235,9 @@ class FakeExecutor:
             call.cache_bucket in self._plan.buckets.cache_tokens, f"no program for {call.cache_bucket} tokens"
         )
         live = {slot: row for slot, row in self._slots.items() if not row.done}
+        if call.part is not None:
+            parts = decode_parts(self._plan.schedule)
+            live = {slot: row for slot, row in live.items() if place_of(slot, parts)[0] == call.part}
         self._require(all(slot < call.rows_bucket for slot in live), "a live row lies beyond the decode bucket")
         tokens = np.zeros((call.iterations, call.rows_bucket, 1), np.int32)
         counts = np.zeros((call.iterations, call.rows_bucket), np.int32)

@@ -19,7 +19,7 @@ from exegpt_jax.engine.handover import HandOver, checksum
 from exegpt_jax.engine.head_routes import head_routes
 from exegpt_jax.engine.results import ready
 from exegpt_jax.engine.sampling import Counts, pack
-from exegpt_jax.engine.state import Payload, Rows
+from exegpt_jax.engine.state import NO_COUNTS, NO_ROWS, Payload, Rows
 from exegpt_jax.sharding.mesh import make_mesh
 from exegpt_jax.sharding.stage import Stage, blueprint
 from solver.facts.model_spec import ModelSpec
@@ -29,10 +29,10 @@ from tests.exegpt_jax.tiny_models import spec_of
 ROWS, LENGTH = 3, 16
 
 
-def stage_on(spec: ModelSpec, first: int, tensor: int) -> Stage:
+def stage_on(spec: ModelSpec, first: int, tensor: int, layers: tuple[int, int] | None = None) -> Stage:
     """A stage without weights, which a hand-over does not read."""
     devices = jax.devices()[first : first + tensor]
-    stage = StageSpec("both", (0, spec.num_layers), tuple(device.id for device in devices), tensor)
+    stage = StageSpec("both", layers or (0, spec.num_layers), tuple(device.id for device in devices), tensor)
     return Stage(blueprint(spec, stage, "float32", make_mesh(devices)), ())
 
 
@@ -62,8 +62,11 @@ def payload_on(stage: Stage, seed: int) -> Payload:
     small = [jax.device_put(np.pad(array, padding), whole) for array in counts]
     placed = [jax.device_put(array, whole) for array in rows]
     structure = jax.tree.structure(pack((), 1))
+    layers = tuple(zip(leaves[::2], leaves[1::2], strict=True))[slice(*stage.stage.layers)]
+    if stage.stage.layers[1] < spec.num_layers:
+        return Payload(layers, NO_COUNTS, NO_ROWS)
     return Payload(
-        tuple(zip(leaves[::2], leaves[1::2], strict=True)),
+        layers,
         Counts(*small),
         Rows(placed[0], placed[1], placed[2], placed[3], jax.tree.unflatten(structure, placed[4:])),
     )
@@ -86,11 +89,40 @@ def payload_on(stage: Stage, seed: int) -> Payload:
 def test_every_byte_arrives_where_it_belongs(family: str, senders: int, receivers: int) -> None:
     spec = spec_of(family)
     source, target = stage_on(spec, 0, senders), stage_on(spec, 8 - receivers, receivers)
-    road = HandOver(source, target, "float32", checked=True)
+    road = HandOver([source], [target], "float32", checked=True)
     road.warm_up([(ROWS, LENGTH)])
     sent, expected = payload_on(source, 1), payload_on(target, 1)
     with forbid_compilations():
+        (there,) = road.send([sent])
+    assert_same(there, expected)
+
+
+@pytest.mark.parametrize(
+    ("senders", "receivers"),
+    [
+        ([(0, 3, 1)], [(0, 1, 2), (1, 3, 1)]),
+        ([(0, 1, 2), (1, 3, 1)], [(0, 2, 1), (2, 3, 4)]),
+        ([(0, 2, 4), (2, 3, 1)], [(0, 3, 2)]),
+    ],
+)
+def test_layers_find_their_stages(senders: list[tuple[int, int, int]], receivers: list[tuple[int, int, int]]) -> None:
+    """(first layer, end, tensor degree) of the stages of either side."""
+    spec, devices = spec_of("qwen3"), 0
+    sides: list[list[Stage]] = [[], []]
+    for side, stages in zip(sides, (senders, receivers), strict=True):
+        for first, end, tensor in stages:
+            side.append(stage_on(spec, devices, tensor, (first, end)))
+            devices += tensor
+    road = HandOver(sides[0], sides[1], "float32", checked=True)
+    road.warm_up([(ROWS, LENGTH)])
+    sent = [payload_on(stage, 5) for stage in sides[0]]
+    with forbid_compilations():
         there = road.send(sent)
+    assert_same(there, tuple(payload_on(stage, 5) for stage in sides[1]))
+
+
+def assert_same(there: object, expected: object) -> None:
+    """The same bytes on the same devices."""
     for got, wanted in zip(jax.tree.leaves(there), jax.tree.leaves(expected), strict=True):
         assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
         assert got.dtype == wanted.dtype
@@ -101,10 +133,10 @@ def test_every_byte_arrives_where_it_belongs(family: str, senders: int, receiver
 
 def test_the_checksum_sees_one_changed_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of("llama")
-    road = HandOver(stage_on(spec, 0, 1), stage_on(spec, 1, 2), "float32", checked=True)
+    road = HandOver([stage_on(spec, 0, 1)], [stage_on(spec, 1, 2)], "float32", checked=True)
     road.warm_up([(ROWS, LENGTH)])
     payload = payload_on(stage_on(spec, 0, 1), 2)
-    road.send(payload)
+    road.send([payload])
     carry = handover.carry_whole
 
     def corrupt(arrays: list[jax.Array], mesh: jax.sharding.Mesh) -> list[jax.Array]:
@@ -113,12 +145,12 @@ def test_the_checksum_sees_one_changed_bit(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(handover, "carry_whole", corrupt)
     with pytest.raises(EngineError, match="arrived altered"):
-        road.send(payload)
+        road.send([payload])
 
 
 def test_checksums_tell_contents_apart_and_layouts_not() -> None:
     spec = spec_of("llama")
-    sums = [checksum(payload_on(stage_on(spec, 0, tensor), seed), spec) for seed in (1, 2) for tensor in (1, 2, 4)]
+    sums = [checksum([payload_on(stage_on(spec, 0, tensor), seed)], spec) for seed in (1, 2) for tensor in (1, 2, 4)]
     assert len(set(sums[:3])) == len(set(sums[3:])) == 1
     assert sums[0] != sums[3]
 
@@ -127,15 +159,15 @@ def test_an_unknown_shape_is_refused_by_name() -> None:
     spec = dataclasses.replace(spec_of("qwen3"), vocab_size=54)
     source = stage_on(spec, 0, 1)
     with pytest.raises(EngineError, match=f"no program cut {ROWS} {LENGTH}"):
-        HandOver(source, stage_on(spec, 1, 2), "float32").send(payload_on(source, 1))
+        HandOver([source], [stage_on(spec, 1, 2)], "float32").send([payload_on(source, 1)])
 
 
-@pytest.mark.parametrize(("senders", "receivers"), [(1, 2), (2, 4), (4, 2)])
+@pytest.mark.parametrize(("senders", "receivers"), [(1, 2), (2, 4)])
 def test_nothing_is_waited_for(senders: int, receivers: int) -> None:
     """A payload is on its way while what computes it still runs; the more it has to compute, the surer."""
     spec = spec_of("qwen3")
     source, target = stage_on(spec, 0, senders), stage_on(spec, 4, receivers)
-    road = HandOver(source, target, "float32")
+    road = HandOver([source], [target], "float32")
     road.warm_up([(ROWS, LENGTH)])
     payload = payload_on(source, 3)
 
@@ -145,9 +177,9 @@ def test_nothing_is_waited_for(senders: int, receivers: int) -> None:
 
     compute = jax.jit(late, out_shardings=jax.tree.map(lambda x: x.sharding, payload))
     for steps in (1, 100, 1000, 10_000):
-        there = road.send(compute(payload, np.int32(steps)))
+        there = road.send([compute(payload, np.int32(steps))])
         under_way = not ready(there)
-        assert checksum(there, spec) == checksum(payload, spec)
+        assert checksum(there, spec) == checksum([payload], spec)
         assert ready(there)
         if under_way:
             return

@@ -17,12 +17,13 @@ from solver.plan.under_way import APART_POLICIES, BUFFERS, most_batches
 from tests.exegpt_jax.test_runner import Bench, plan_of, prompts
 
 
-def apart_plan(policy: str = "waa", *, encode_stages: int = 1, **options: int) -> Plan:
-    """A plan of an imagined model: one layer, held by every encode stage and by the decode stage."""
+def apart_plan(policy: str = "waa", *, encode_stages: int = 1, parts: int = 1, **options: int) -> Plan:
+    """A plan of an imagined model: one layer, held by every encode stage and by the decode stage; m_D parts."""
     stages = [StageSpec("encode", (0, 1), (index,), 1) for index in range(encode_stages)]
     stages.append(StageSpec("decode", (0, 1), (encode_stages,), 1))
     plan = plan_of("rra", **options)
-    schedule = dataclasses.replace(plan.schedule, policy=policy, stages=tuple(stages))  # type: ignore[arg-type]
+    micro_batch = -(-plan.schedule.decode_batch // parts)
+    schedule = dataclasses.replace(plan.schedule, policy=policy, stages=tuple(stages), micro_batch=micro_batch)  # type: ignore[arg-type]
     return dataclasses.replace(plan, schedule=schedule)
 
 
@@ -32,6 +33,7 @@ def test_every_request_gets_its_tokens(data: st.DataObject) -> None:
     plan = apart_plan(
         data.draw(st.sampled_from(APART_POLICIES)),
         encode_stages=data.draw(st.integers(1, 3)),
+        parts=data.draw(st.integers(1, 4)),
         encode_batch=data.draw(st.integers(1, 9)),
         iterations=data.draw(st.integers(1, 17)),
         rows=data.draw(st.integers(1, 20)),
@@ -68,6 +70,39 @@ def test_a_phase_encodes_or_decodes_and_the_timeline_names_the_side() -> None:
     assert roles == {"encode": {"encode"}, "decode": {"decode"}}
     numbers = [command.phase for command in bench.commands]
     assert numbers == list(range(len(numbers)))
+
+
+def test_micro_batches_are_under_way_side_by_side() -> None:
+    bench = Bench(apart_plan(parts=3, rows=12))
+    requests = [bench.ask(f"r{i}", p, 30) for i, p in enumerate(prompts(1, 60, 30))]
+    parts: list[int | None] = []
+    unread: set[int] = set()
+    ahead: list[int] = []
+    dispatch = bench.executor.dispatch
+
+    def noted(command: PhaseCommand) -> object:
+        pending = dispatch(command)
+        if command.decode is None:
+            return pending
+        parts.append(command.decode.part)
+        unread.add(command.phase)
+        decoded = pending.decoded
+
+        def read() -> object:
+            assert command.phase == min(unread), "the oldest is read first"
+            ahead.append(len(unread))
+            unread.remove(command.phase)
+            return decoded()
+
+        object.__setattr__(pending, "decoded", read)
+        return pending
+
+    bench.executor.dispatch = noted  # type: ignore[assignment, method-assign]
+    bench.run()
+    bench.check(requests)
+    assert not unread
+    assert set(ahead[6:60]) == {3}
+    assert parts[6:60] == [0, 1, 2] * 18
 
 
 def under_way(commands: list[PhaseCommand]) -> list[int]:
