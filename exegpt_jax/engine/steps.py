@@ -105,7 +105,7 @@ class Steps:
             step, view, counts, live, block = carry
             active = going(live, cache_bucket)
             positions = jnp.where(active, live.position, -1)[:, None]
-            x, view = model.forward(live.token[:, None], positions, view, ops)
+            x, view = model.forward(live.token[:, None], positions, view, ops, prompt_tokens(live))
             counts, after, chosen = self._sample(model, x[:, 0], counts, live, active)
             return step + 1, view, counts, after, record(block, step, chosen, active)
 
@@ -144,6 +144,8 @@ class Steps:
         """Whole prompts through this stage and its head; `x` is what the stages before made of `tokens`."""
         model = self.stage.module(params)
         x, layers = model.forward(x, prompt_positions(tokens.shape[1], 0, lengths), None, kv.SlotOps(self.cache_dtype))
+        if self.stage.spec.first_token == "decode":
+            return self._begun(layers, tokens, lengths, wanted)
         last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         return self._first(model, last, layers, tokens, lengths, generated, wanted)
 
@@ -200,6 +202,20 @@ class Steps:
         block = record(empty_block(1, lengths.shape[0]), jnp.int32(0), chosen, real)._replace(done=~rows.active)
         return Payload(layers, count(counts, chosen.token, real), rows), block
 
+    def _begun(
+        self,
+        layers: kv.Layers,
+        tokens: Int[Array, "rows tokens"],
+        lengths: Int[Array, "rows"],
+        wanted: SamplingRows,
+    ) -> tuple[Payload, Block]:
+        """Rows whose decoder has seen no output yet: the start token stands behind the prompt, and no token is told."""
+        real, zeros = lengths > 0, jnp.zeros_like(lengths)
+        rows = Rows(jnp.full_like(lengths, self.stage.spec.start_token), lengths, zeros, real, wanted)
+        block = empty_block(1, lengths.shape[0])
+        counts = count_tokens(tokens, lengths, zeros, self._vocab)
+        return Payload(layers, counts, rows), block._replace(tokens=block.tokens[..., :0], done=~real)
+
     def _scores(self, model: StageModel, x: Float[Array, "rows embed"]) -> Float[Array, "rows vocab"]:
         """Logits, whole on every device: sampling would otherwise communicate in each of its steps."""
         assert model.head is not None
@@ -209,6 +225,11 @@ class Steps:
 def going(live: Rows, length: int) -> Bool[Array, "rows"]:
     """Rows that decode on `length` positions; one at their end waits for a call with more."""
     return live.active & (live.position < length)
+
+
+def prompt_tokens(live: Rows) -> Int[Array, "rows"]:
+    """How long each row's prompt is, where a decoder begins behind it with a start token of its own."""
+    return live.position - live.generated
 
 
 def prompt_positions(

@@ -131,8 +131,9 @@ class Batch:
     def _decode_call(self, decision: Decision) -> DecodeCall | None:
         """The smallest bucket with every live row; as many iterations as anybody can still use."""
         rows = [row for row in self.slots.rows.values() if row.remaining_tokens > 0]
+        behind_encode = self._plan.first_token == "encode"
         # A row whose first token comes out of this phase's encode part has not counted it yet.
-        fresh = [row.last_token_s == 0.0 for row in rows]
+        fresh = [behind_encode and row.last_token_s == 0.0 for row in rows]
         left = [row.remaining_tokens - new for row, new in zip(rows, fresh, strict=True)]
         iterations = min(decision.iterations, max(left, default=0))
         if iterations <= 0:
@@ -140,6 +141,8 @@ class Batch:
         reach = max(
             row.cached_tokens + new + min(iterations, own) for row, new, own in zip(rows, fresh, left, strict=True)
         )
+        # A decoder that begins with a start token holds it besides the tokens that it has told.
+        reach += not behind_encode
         self._held = self.slots.highest if decision.compact else max(self._held, self.slots.highest)
         buckets = self._plan.buckets
         rows_bucket = round_up(self._held, buckets.decode_rows)

@@ -37,7 +37,7 @@ class Outcome:
 def first_tokens(
     calls: Sequence[EncodeCall], results: Sequence[EncodeResult], slots: Mapping[int, Row], now_s: float
 ) -> Outcome:
-    """The encode part: one token for each row whose prompt is complete."""
+    """The encode part: one token for each row whose prompt is complete, unless the decoder brings that."""
     return first_tokens_of(calls, results, lambda row: slots[row.slot], now_s)
 
 
@@ -52,7 +52,7 @@ def first_tokens_of(
     for call, result in zip(calls, results, strict=True):
         for index, encode_row in enumerate(call.rows):
             row = None if encode_row.slot == NO_SLOT else find(encode_row)
-            if row is None:
+            if row is None or not result.tokens.shape[1]:
                 continue
             logprobs = _logprobs_of(row, result.logprobs, slice(index, index + 1))
             events.append(_tokens(row, (int(result.tokens[index, 0]),), logprobs, now_s))

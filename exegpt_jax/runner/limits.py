@@ -19,6 +19,11 @@ def check(request: Request, plan: Plan) -> None:
             f"max_tokens: {sampling.max_tokens} and a prompt of {prompt} tokens exceed {plan.cache_tokens} "
             f"positions; ask for at most {plan.cache_tokens - prompt}"
         )
+    if generated and plan.first_token == "decode":
+        raise ValueError(
+            f"generated_ids: {generated} given, but this model's decoder cannot go on behind tokens that it has not "
+            "told; ask again from the start"
+        )
     if generated >= sampling.max_tokens:
         raise ValueError(f"max_tokens: {sampling.max_tokens} were generated already; nothing is left to do")
     if prompt + generated > plan.max_prompt_tokens:

@@ -22,7 +22,7 @@ from solver.facts.model_spec import ModelSpec
 from solver.facts.parameters import parameters
 from solver.facts.tensor_degree import check_tensor, tensor_degrees
 from solver.plan.memory import DTYPE_BYTES, DeviceMemory, cache_row_bytes, format_bytes, memory_table, rows_that_fit
-from solver.plan.plan import make_buckets
+from solver.plan.plan import longest_whole_prompt, make_buckets
 from solver.plan.schedule import Schedule, StageSpec
 
 FLAGS = flags.FlagValues()
@@ -82,7 +82,7 @@ class _Sizes:
         cache_tokens = FLAGS.cache_tokens or min(_DEFAULT_CACHE_TOKENS, spec.max_positions)
         if cache_tokens > spec.max_positions:
             raise ValueError(f"cache_tokens: {cache_tokens} exceeds the model's {spec.max_positions}; lower it")
-        prompt_tokens = min(FLAGS.max_prompt_tokens or cache_tokens // 2, cache_tokens - 1)
+        prompt_tokens = min(FLAGS.max_prompt_tokens or cache_tokens // 2, cache_tokens - 1, longest_whole_prompt(spec))
         return cls(
             dtype, FLAGS.cache_dtype or dtype, FLAGS.max_rows, FLAGS.encode_batch, cache_tokens, max(1, prompt_tokens)
         )

@@ -184,9 +184,10 @@ def format_bytes(size_bytes: int) -> str:
 
 
 def _largest_payload(spec: ModelSpec, stage: StageSpec, buckets: Buckets, cache_dtype: str) -> int:
-    """The larger of one full batch of prompts and one prompt as long as a row, encoded in chunks."""
+    """The larger of one full batch of prompts and one prompt as long as a row, encoded in chunks as no encoder does."""
     batch_row_tokens = buckets.encode_rows[-1] * buckets.encode_tokens[-1]
-    return payload_bytes(spec, stage, 1, max(batch_row_tokens, buckets.cache_tokens[-1]), cache_dtype)
+    chunked_tokens = 0 if spec.encoder_layers else buckets.cache_tokens[-1]
+    return payload_bytes(spec, stage, 1, max(batch_row_tokens, chunked_tokens), cache_dtype)
 
 
 def activation_bytes(spec: ModelSpec, stage: StageSpec, rows: int, tokens: int, keys: int, dtype: str) -> int:
@@ -208,11 +209,18 @@ def sampling_bytes(spec: ModelSpec, stage: StageSpec, rows: int) -> int:
     return SAMPLING_COPIES * rows * spec.padded_vocab(stage.tensor) * LOGIT_BYTES
 
 
+def _distance_bytes(spec: ModelSpec, stage: StageSpec, queries: int, keys: int) -> int:
+    """Float32 biases by distance, which all layers of a stack share, once as looked up and once as laid out."""
+    return 2 * queries * keys * spec.heads // stage.tensor * LOGIT_BYTES if spec.relative else 0
+
+
 def _encode_temporaries(spec: ModelSpec, stage: StageSpec, buckets: Buckets, dtype: str) -> int:
     if stage.role == "decode":
         return 0
     rows, tokens = buckets.encode_rows[-1], buckets.encode_tokens[-1]
     whole = activation_bytes(spec, stage, rows, tokens, tokens, dtype)
+    if spec.encoder_layers:
+        return whole + _distance_bytes(spec, stage, tokens, tokens)
     chunk = activation_bytes(spec, stage, 1, tokens, buckets.cache_tokens[-1], dtype)
     return max(whole, chunk) + sampling_bytes(spec, stage, rows)
 
@@ -223,4 +231,5 @@ def _decode_temporaries(
     rows = buckets.decode_rows[-1]
     activations = activation_bytes(spec, stage, rows, 1, buckets.cache_tokens[-1], dtype)
     view = view_bytes(spec, stage, buckets, cache_dtype) if cache_layout == "slots" else 0
+    view += _distance_bytes(spec, stage, rows, buckets.cache_tokens[-1])
     return view + activations + sampling_bytes(spec, stage, rows)

@@ -45,6 +45,7 @@ class Plan:
       max_prompt_tokens: longest prompt that is taken.
       schedule: the control variables.
       buckets: the shapes that programs are compiled for.
+      first_token: of an answer, by which phase (`solver.facts.model_spec`).
       cache_layout: "slots": max_rows x cache_tokens.
       compaction: when finished rows leave the batch.
       delivery: when tokens reach those who asked.
@@ -66,6 +67,7 @@ class Plan:
     max_prompt_tokens: int
     schedule: Schedule
     buckets: Buckets
+    first_token: Literal["encode", "decode"] = "encode"
     cache_layout: Literal["slots", "paged"] = "slots"
     compaction: Literal["iteration", "phase"] = "phase"
     delivery: Literal["iteration", "phase", "phase+1"] = "phase"
@@ -135,13 +137,15 @@ def make_plan(
     """A Plan whose buckets follow from the schedule, its bands too where it has none.
 
     Raises:
-      ValueError: lengths do not fit the model.
+      ValueError: lengths, or the policy, do not fit the model.
     """
+    if spec.encoder_layers and schedule.policy == "chunked":
+        raise ValueError(f"policy: chunked cannot run {spec.family}: its encoder reads whole prompts; choose another")
     if cache_tokens > spec.max_positions:
         raise ValueError(f"cache_tokens: {cache_tokens} exceeds the model's {spec.max_positions} positions; lower it")
     if cache_tokens < 2:
         raise ValueError(f"cache_tokens: {cache_tokens} is too small; give at least 2")
-    longest_prompt = min(max_prompt_tokens, cache_tokens - 1)
+    longest_prompt = min(max_prompt_tokens, cache_tokens - 1, longest_whole_prompt(spec))
     if schedule.bands is None and schedule.policy in CORRECTED_POLICIES:
         bands = unknown_bands(schedule.encode_batch, schedule.decode_batch, schedule.max_rows, longest_prompt)
         schedule = dataclasses.replace(schedule, bands=bands)
@@ -153,7 +157,13 @@ def make_plan(
         max_prompt_tokens=longest_prompt,
         schedule=schedule,
         buckets=make_buckets(schedule, cache_tokens, longest_prompt),
+        first_token=spec.first_token,
     )
+
+
+def longest_whole_prompt(spec: ModelSpec) -> int:
+    """The longest prompt that any plan takes: an encoder reads a prompt in one call, as others need not."""
+    return LARGEST_CHUNK_TOKENS if spec.encoder_layers else spec.max_positions
 
 
 def encode_call_rows(encode_batch: int, max_prompt_tokens: int) -> int:

@@ -29,6 +29,8 @@ QUICK = {
     ("mistral-window", 1),
     ("qwen2-window-mixed", 4),
     ("qwen3", 2),
+    ("t5", 4),
+    ("t5-v1.1", 1),
 }
 
 
@@ -46,7 +48,8 @@ def test_tokens_of_transformers(name: str, tensor: int, full: bool) -> None:
     rows = max(1, requests - 1)
     schedule = Schedule("rra", rows, 5, rows, rows, (stage.stage,), rows, rows)
     buckets = Buckets((rows,), (longest,), (rows,), (longest + steps,))
-    engine = Engine(stage, Plan(name, "float32", "float32", longest + steps, longest, schedule, buckets))
+    first_token = case.spec.first_token
+    engine = Engine(stage, Plan(name, "float32", "float32", longest + steps, longest, schedule, buckets, first_token))
     engine.warm_up(kinds=("alloc", "encode", "insert", "decode", "release"))
     got: dict[str, list[int]] = collections.defaultdict(list)
 
