@@ -12,12 +12,14 @@ import itertools
 
 from exegpt_jax.engine.api import DecodeCall, PhaseCommand
 from exegpt_jax.runner.calls import encode_calls
+from exegpt_jax.runner.compaction import Repacking, pays
 from exegpt_jax.runner.policies import POLICIES, Decision, View
 from exegpt_jax.runner.rows import Row, Slots
 from solver.plan.buckets import attended_tokens, round_up
 from solver.plan.correction import deferrals_after, most_encoded
 from solver.plan.plan import Plan
 from solver.plan.schedule import Schedule
+from solver.plan.timeline import Predictor
 
 Queue = collections.OrderedDict[int, Row]
 """Waiting rows by number, in order of arrival."""
@@ -31,10 +33,12 @@ class Batch:
       encoding: admitted rows whose prompt is not wholly encoded, by number, in order of arrival.
       schedule: in force: the plan's, or its neighbour that the traffic asks for.
       holding: nobody is admitted, since another plan is to take over.
+      predictor: of phases, by the profile: rows are re-packed where that pays; None: wherever they can be.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.holding = False
+        self.predictor: Predictor | None = None
         self._take(plan)
         self._clear()
 
@@ -107,7 +111,8 @@ class Batch:
         if self.holding:
             decision = dataclasses.replace(decision, admit=0)
         self._deferrals = deferrals_after(self._deferrals, len(waiting), free, decision.admit)
-        moves = self._compact(live + promised + decision.admit) if decision.compact else ()
+        expected = live + promised + decision.admit
+        moves = self._compact(expected, phase, decision.iterations) if decision.compact else ()
         for _ in range(decision.admit):
             number, row = waiting.popitem(last=False)
             self.encoding[number] = row
@@ -120,13 +125,19 @@ class Batch:
             return None
         return PhaseCommand(phase, drop, release, moves, calls, decode)
 
-    def _compact(self, expected: int) -> tuple[tuple[int, int], ...]:
-        """Moves rows down if all that will be live then, `expected`, fit a smaller bucket."""
+    def _compact(self, expected: int, phase: int = 0, iterations: int = 1) -> tuple[tuple[int, int], ...]:
+        """Moves rows down if all that will be live then, `expected`, fit a smaller bucket, and that pays."""
         ladder = self._plan.buckets.decode_rows
         if expected == 0 or self.slots.highest == 0:
             return ()
-        smaller = round_up(expected, ladder)
-        return self.slots.compact(smaller) if round_up(self.slots.highest, ladder) > smaller else ()
+        rows, smaller = round_up(self.slots.highest, ladder), round_up(expected, ladder)
+        moves = sum(slot >= smaller for slot in self.slots.rows)
+        if rows <= smaller or not moves:
+            return ()
+        reach = max(row.cached_tokens + 1 + min(iterations, row.remaining_tokens) for row in self.slots.rows.values())
+        reach = min(reach, self._plan.cache_tokens)
+        choice = Repacking(phase, rows, smaller, moves, iterations, reach)
+        return self.slots.compact(smaller) if pays(choice, self._plan, self.predictor) else ()
 
     def _decode_call(self, decision: Decision) -> DecodeCall | None:
         """The smallest bucket with every live row; as many iterations as anybody can still use."""
