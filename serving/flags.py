@@ -13,7 +13,7 @@ from typing import TypedDict, cast
 
 from absl import flags
 
-from solver.plan.schedule import EXECUTED_POLICIES
+from solver.plan.schedule import FLAG_POLICIES
 
 DTYPES = ("float32", "bfloat16")
 # What a plan says; beside --plan none of these may be given.
@@ -49,7 +49,7 @@ def define_model(values: flags.FlagValues) -> None:
 
 def define_schedule(values: flags.FlagValues) -> None:
     """Control variables of the schedule, memory and devices."""
-    flags.DEFINE_enum("policy", "rra", EXECUTED_POLICIES, "how encode and decode phases alternate", flag_values=values)
+    flags.DEFINE_enum("policy", "rra", FLAG_POLICIES, "how encode and decode phases alternate", flag_values=values)
     for name, text in (
         ("encode_batch", "B_E: prompts per encode phase"),
         ("decode_iterations", "N_D: decode iterations per phase"),

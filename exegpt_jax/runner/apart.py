@@ -23,7 +23,7 @@ from solver.plan.correction import corrected_batch, most_encoded
 from solver.plan.micro_batches import decode_parts, place_of
 from solver.plan.packing import pack
 from solver.plan.plan import Plan
-from solver.plan.under_way import APART_POLICIES, most_batches, rows_to_correct, sides
+from solver.plan.under_way import most_batches, rows_to_correct, sides, works_apart
 
 
 @dataclasses.dataclass(eq=False)
@@ -208,14 +208,9 @@ class ApartBatch(Batch):
         return rows[: self.slots.free]
 
 
-def works_apart(plan: Plan) -> bool:
-    """Whether its encode devices and decode devices are apart."""
-    return plan.schedule.policy in APART_POLICIES
-
-
 def batch_of(plan: Plan) -> Batch:
     """The batch for a plan. Raises ValueError where its policy is not executed."""
-    return ApartBatch(plan) if works_apart(plan) else Batch(plan)
+    return ApartBatch(plan) if works_apart(plan.schedule) else Batch(plan)
 
 
 def _payload_bytes(prompts: Sequence[int], buckets: Buckets, executor: ApartExecutor) -> int:

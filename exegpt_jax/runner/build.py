@@ -16,6 +16,7 @@ from typing import cast
 
 import jax
 
+from exegpt_jax.engine.apart import WaaExecutor
 from exegpt_jax.engine.api import EngineError
 from exegpt_jax.engine.compiling import Program, keep_on_disk
 from exegpt_jax.engine.engine import Engine
@@ -31,7 +32,8 @@ from solver.facts.tensor_degree import check_tensor
 from solver.plan.memory import DeviceMemory, memory_table, out_of_memory, rows_that_fit
 from solver.plan.micro_batches import decode_parts
 from solver.plan.plan import Plan, encode_call_rows, make_plan
-from solver.plan.schedule import EXECUTED_POLICIES, Policy, Schedule, StageSpec
+from solver.plan.schedule import FLAG_POLICIES, Policy, Schedule, StageSpec
+from solver.plan.under_way import works_apart
 
 Say = Callable[[str], None]
 
@@ -57,7 +59,7 @@ class Assembled:
     """
 
     plan: Plan
-    executor: LocalExecutor | PipelineExecutor
+    executor: LocalExecutor | PipelineExecutor | WaaExecutor
     spec: ModelSpec
     programs: tuple[Program, ...]
     memory: tuple[DeviceMemory, ...]
@@ -95,8 +97,8 @@ def build(
     say = progress or silent
     keep_programs(compilation_cache)
     spec = read_model_spec(directory)
-    if policy not in EXECUTED_POLICIES:
-        raise ValueError(f"policy: {policy!r} cannot be executed; choose one of {', '.join(EXECUTED_POLICIES)}")
+    if policy not in FLAG_POLICIES:
+        raise ValueError(f"policy: {policy!r} takes a plan; choose one of {', '.join(FLAG_POLICIES)}, or give --plan")
     if token_budget is not None and policy != "chunked":
         raise ValueError(f"token_budget: {token_budget} given, but policy {policy} has none; leave it out")
     if not 0.0 < memory_fraction <= 1.0:
@@ -265,8 +267,11 @@ def warm(stages: Sequence[Stage], plan: Plan, memory: tuple[DeviceMemory, ...], 
             say(f"compiled {done} of {total} programs")
 
     schedule = plan.schedule
-    executor: LocalExecutor | PipelineExecutor
-    if len(stages) == 1 and decode_parts(schedule) == 1:
+    executor: LocalExecutor | PipelineExecutor | WaaExecutor
+    if works_apart(schedule):
+        executor = WaaExecutor(stages, plan)
+        programs = executor.warm_up(report)
+    elif len(stages) == 1 and decode_parts(schedule) == 1:
         engine = Engine(stages[0], plan)
         programs = engine.warm_up(report)
         executor = LocalExecutor(engine)

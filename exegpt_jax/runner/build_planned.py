@@ -13,6 +13,7 @@ from solver.facts.model_config import read_model_spec
 from solver.plan.memory import memory_table, out_of_memory
 from solver.plan.micro_batches import allocated_rows
 from solver.plan.plan import Plan
+from solver.plan.under_way import with_buffers
 
 
 def build_planned(
@@ -45,7 +46,7 @@ def build_planned(
         )
     # Micro-batches of equal size may allocate a few rows more.
     allocated = dataclasses.replace(schedule, max_rows=allocated_rows(schedule))
-    memory = memory_table(spec, allocated, plan.buckets, plan.dtype, plan.cache_dtype)
+    memory = with_buffers(memory_table(spec, allocated, plan.buckets, plan.dtype, plan.cache_dtype), spec, plan)
     usable_bytes = int(device_bytes(present[numbers[0]], len(numbers)) * memory_fraction)
     if max(each.total_bytes for each in memory) > usable_bytes:
         raise ValueError(out_of_memory(memory, usable_bytes))

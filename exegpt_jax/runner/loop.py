@@ -20,7 +20,7 @@ from typing import cast
 
 from exegpt_jax.engine.api import ApartExecutor, Executor, PhaseCommand
 from exegpt_jax.runner import delivery
-from exegpt_jax.runner.apart import ApartBatch, batch_of, works_apart
+from exegpt_jax.runner.apart import ApartBatch, batch_of
 from exegpt_jax.runner.batch import Queue
 from exegpt_jax.runner.entries import decode_entry, encode_entry, stage_entries
 from exegpt_jax.runner.events import Event, Reason
@@ -32,6 +32,7 @@ from exegpt_jax.runner.rows import Row
 from exegpt_jax.runner.turn import Desk, take_turn
 from solver.plan.plan import Plan
 from solver.plan.timeline import Predictor, Timeline, TimelineEntry
+from solver.plan.under_way import works_apart
 
 _LOG = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class Runner:
         self._waiting: Queue = Queue()
         self._timed: dict[int, Row] = {}
         self._batch = batch_of(plan)
+        self._batch.predictor = predictor
         self._phases = self._failed = self._finished = self._tokens = 0
         self._broken = False
         # When the batch began to hold for another plan.
@@ -276,11 +278,12 @@ class Runner:
                 self._recover(error)
             return
         self._executor, self.plan = executor, plan
-        if isinstance(self._batch, ApartBatch) == works_apart(plan):
+        if isinstance(self._batch, ApartBatch) == works_apart(plan.schedule):
             self._batch.go_on_under(plan)
         else:
             # Drained: sides that come apart, or together, carry no rows over.
-            self._batch = batch_of(plan)
+            predictor, self._batch = self._batch.predictor, batch_of(plan)
+            self._batch.predictor = predictor
         follower.swapped(self._phases, carried, held_s, self._clock() - begun_s)
 
     def _take_news(self) -> None:

@@ -15,7 +15,9 @@ Policy = Literal["rra", "waa-c", "waa-m", "waa", "static", "dsi", "iteration", "
 Role = Literal["encode", "decode", "both"]
 
 POLICIES: tuple[str, ...] = get_args(Policy)
-EXECUTED_POLICIES: tuple[str, ...] = ("rra", "static", "iteration", "chunked")
+# What the Runner runs; those that need stages of two sides come from a plan, the others from flags too.
+FLAG_POLICIES: tuple[str, ...] = ("rra", "static", "iteration", "chunked")
+EXECUTED_POLICIES: tuple[str, ...] = (*FLAG_POLICIES, "waa-c", "waa-m", "waa")
 # B_E follows the planned decode batch.
 CORRECTED_POLICIES: tuple[str, ...] = ("rra", "waa-c", "waa-m", "waa")
 

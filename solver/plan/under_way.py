@@ -6,8 +6,12 @@ on. Decode devices take in what has arrived before each iteration.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
+from solver.facts.model_spec import ModelSpec
+from solver.plan.memory import DeviceMemory, payload_bytes
+from solver.plan.plan import Plan
 from solver.plan.schedule import Schedule, StageSpec
 
 # Policies of the Runner whose encode devices and decode devices are apart.
@@ -42,6 +46,24 @@ def rows_to_correct(schedule: Schedule, decoding: int, under_way: int, early: in
     batch, iterations = schedule.encode_batch, schedule.decode_iterations
     joined = batch * (iterations - 1) / (2 * iterations)
     return decoding + under_way - round(joined) - (1 + early) * batch
+
+
+def works_apart(schedule: Schedule) -> bool:
+    """Whether encode devices and decode devices are apart."""
+    return schedule.policy in APART_POLICIES
+
+
+def with_buffers(table: Sequence[DeviceMemory], spec: ModelSpec, plan: Plan) -> tuple[DeviceMemory, ...]:
+    """`solver.plan.memory.memory_table` of a plan, its payloads those of all buffers where sides are apart."""
+    if not works_apart(plan.schedule):
+        return tuple(table)
+    tokens = buffered_tokens(plan.schedule.encode_batch, plan.max_prompt_tokens)
+    found = []
+    for memory in table:
+        stage = plan.schedule.stages[memory.stage]
+        held = payload_bytes(spec, stage, 1, tokens, plan.cache_dtype)
+        found.append(dataclasses.replace(memory, payload_bytes=memory.payload_bytes + held))
+    return tuple(found)
 
 
 def sides(stages: Sequence[StageSpec]) -> tuple[tuple[StageSpec, ...], tuple[StageSpec, ...]]:

@@ -20,7 +20,7 @@ from exegpt_jax.testing import fake
 from exegpt_jax.testing.hidden_lengths import HiddenLengths
 from solver.facts.model_spec import LayerKind, LayerRun, ModelSpec
 from solver.plan.plan import Plan, make_plan
-from solver.plan.schedule import EXECUTED_POLICIES, Schedule, StageSpec
+from solver.plan.schedule import FLAG_POLICIES, Schedule, StageSpec
 
 VOCAB = 97
 SPEC = ModelSpec(
@@ -144,7 +144,7 @@ def prompts(seed: int, count: int, longest: int) -> list[tuple[int, ...]]:
 
 @given(st.data())
 def test_every_request_gets_its_tokens(data: st.DataObject) -> None:
-    policy = data.draw(st.sampled_from(EXECUTED_POLICIES))
+    policy = data.draw(st.sampled_from(FLAG_POLICIES))
     plan = plan_of(
         policy,
         encode_batch=data.draw(st.integers(1, 9)),
@@ -170,7 +170,7 @@ def test_every_request_gets_its_tokens(data: st.DataObject) -> None:
     bench.check(requests)
 
 
-@pytest.mark.parametrize("policy", EXECUTED_POLICIES)
+@pytest.mark.parametrize("policy", FLAG_POLICIES)
 def test_prompts_longer_than_the_largest_bucket_go_in_chunks(policy: str) -> None:
     plan = plan_of(policy, cache_tokens=2048, prompt_tokens=1500, budget=300, iterations=1)
     bench = Bench(plan)
