@@ -48,11 +48,19 @@ class PipelineExecutor:
     def __init__(self, stages: Sequence[Stage], plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
         self.plan = plan
         self.pipeline = Pipeline(stages, plan, clock)
+        self._prompts: dict[int, _Prompt] = {}
         self._slots: PipelineSlots
         self._rounds: DecodeRounds | None = None
 
     def warm_up(self, progress: Progress = lambda name, done, total: None) -> tuple[Program, ...]:
         """Compiles what the plan can reach on every stage, and allocates the cache."""
+        programs = self.compile(progress)
+        self._begin()
+        self._compiled_before = compiling.compilations()
+        return programs
+
+    def compile(self, progress: Progress = lambda name, done, total: None) -> tuple[Program, ...]:
+        """The first half of `warm_up`: nothing is run, no cache is made."""
         engines = self.pipeline.engines
         total = sum(len(engine.recipes()) for engine in engines)
         programs: tuple[Program, ...] = ()
@@ -60,9 +68,25 @@ class PipelineExecutor:
             before = len(programs)
             programs += engine.warm_up(lambda name, done, _, before=before: progress(name, before + done, total))  # type: ignore[misc]
         compiling.listen()
-        self._begin()
-        self._compiled_before = compiling.compilations()
         return programs
+
+    def take_over(self, before: PipelineExecutor, resizes: Sequence[Program | None] | None) -> None:
+        """Goes on where another plan on the same stages stops, whose prompts are all encoded; compiled so far.
+
+        Args:
+          before: not to be used any more, unless this raises; without rows where `resizes` is None.
+          resizes: by stage, makes a part of the cache of one of the other plan's; None of a stage: as it is. None: an
+            empty cache takes the place of the old one, which is freed first.
+        """
+        if before._rounds is not None:
+            before._rounds.finish()
+            before._rounds = None
+        if resizes is None:
+            before._slots.forget()
+            self._begin()
+        else:
+            self._slots = before._slots.carried(self.pipeline, resizes)
+        self._compiled_before = before._compiled_before
 
     def reset(self) -> None:
         """Back to an empty cache; the old one's memory is free before the new one is taken."""
@@ -72,7 +96,7 @@ class PipelineExecutor:
         self._begin()
 
     def _begin(self) -> None:
-        self._prompts: dict[int, _Prompt] = {}
+        self._prompts.clear()
         self._slots = PipelineSlots(self.pipeline)
 
     def live_bytes(self) -> int:

@@ -10,6 +10,7 @@ import collections
 from collections.abc import Sequence
 
 from exegpt_jax.engine.api import EncodeRow
+from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.pipeline import Pipeline
 from exegpt_jax.engine.programs import SLOTS_PER_CALL
 from exegpt_jax.engine.state import Payload, State
@@ -25,11 +26,24 @@ class PipelineSlots:
       telling: of those, whose request asked for log-probabilities.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, states: list[list[State]] | None = None) -> None:
         self._pipeline = pipeline
         self.used: set[int] = set()
         self.telling: set[int] = set()
-        self.states = [[engine.initial_state() for engine in pipeline.engines] for _ in range(pipeline.parts)]
+        self.states = states or [[e.initial_state() for e in pipeline.engines] for _ in range(pipeline.parts)]
+
+    def carried(self, pipeline: Pipeline, resizes: Sequence[Program | None]) -> PipelineSlots:
+        """The same rows in the same slots of another pipeline with as many parts, whose states `resizes` make."""
+        states = [
+            [
+                state if resize is None else State(*resize.run(*state))
+                for state, resize in zip(part, resizes, strict=True)
+            ]
+            for part in self.states
+        ]
+        other = PipelineSlots(pipeline, states)
+        other.used, other.telling = self.used, self.telling
+        return other
 
     def forget(self) -> None:
         """Frees the cache, before a new one is made."""

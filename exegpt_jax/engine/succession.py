@@ -1,22 +1,27 @@
-"""From one plan to the next on the stage that runs: weights shared, programs compiled behind, rows carried over.
+"""From one plan to the next on the stages that run: weights shared, programs compiled behind, rows carried over.
 
     prepare (a background thread: compiles, executes nothing) -> Succession -> take_over (the Runner's, between phases)
 
 Where the cache has other rows, the old one is copied into the new one, if the accounting says that both fit at once;
-else the devices are drained first and the old one is freed.
+else, and where the slots lie in other parts, the devices are drained first and the old one is freed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from exegpt_jax.engine.api import Executor
-from exegpt_jax.engine.compiling import Program, compile_all, compile_behind
+from exegpt_jax.engine.compiling import Program, Recipe, compile_all, compile_behind
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.executor import LocalExecutor
+from exegpt_jax.engine.pipeline_executor import PipelineExecutor
 from exegpt_jax.engine.programs import Recipes
+from exegpt_jax.engine.stage_programs import StageRecipes, part_plan
+from exegpt_jax.sharding.stage import Stage
 from solver.facts.model_spec import ModelSpec
 from solver.plan.memory import memory_table
+from solver.plan.micro_batches import decode_parts
 from solver.plan.plan import Plan
 
 
@@ -52,27 +57,69 @@ class Succession:
         return executor
 
 
-def same_stage(executor: Executor, plan: Plan) -> bool:
-    """Whether the plan runs on the one stage that the executor has, with the same layers, devices and numbers."""
-    if not isinstance(executor, LocalExecutor):
-        return False
-    before = executor.engine.plan
+@dataclasses.dataclass(frozen=True)
+class PipelineSuccession:
+    """A plan on several stages that run already.
+
+    Attributes:
+      executor: compiled, without a cache.
+      resizes: as `PipelineExecutor.take_over` has them.
+      compiled: programs, on all stages.
+    """
+
+    executor: PipelineExecutor
+    resizes: tuple[Program | None, ...] | None
+    compiled: int
+
+    @property
+    def plan(self) -> Plan:
+        return self.executor.plan
+
+    @property
+    def carries(self) -> bool:
+        return self.resizes is not None
+
+    def take_over(self, executor: Executor) -> Executor:
+        assert isinstance(executor, PipelineExecutor)
+        self.executor.take_over(executor, self.resizes)
+        return self.executor
+
+
+def stages_of(executor: Executor) -> tuple[Stage, ...] | None:
+    """The stages of an executor that another plan could go on with; None where encode and decode are apart."""
+    if isinstance(executor, LocalExecutor):
+        return (executor.engine.stage,)
+    if isinstance(executor, PipelineExecutor):
+        return tuple(engine.stage for engine in executor.pipeline.engines)
+    return None
+
+
+def same_stages(executor: Executor, before: Plan, plan: Plan) -> bool:
+    """Whether the plan runs on the stages that the executor has, with the same layers, devices and numbers."""
+    stages = stages_of(executor)
     alike = all(getattr(before, name) == getattr(plan, name) for name in ("model", "dtype", "cache_dtype"))
-    return alike and plan.schedule.stages == (executor.engine.stage.stage,)
+    if stages is None or not alike or plan.schedule.stages != tuple(stage.stage for stage in stages):
+        return False
+    # One stage with micro-batches is worked on like several.
+    return isinstance(executor, PipelineExecutor) == (len(stages) > 1 or decode_parts(plan.schedule) > 1)
 
 
-def prepare(executor: LocalExecutor, plan: Plan, usable_bytes: int) -> Succession:
-    """Compiles the plan for the stage that runs; for a thread of its own.
+def prepare(executor: Executor, before: Plan, plan: Plan, usable_bytes: int) -> Succession | PipelineSuccession:
+    """Compiles the plan for the stages that run; for a thread of its own.
 
     Args:
       executor: in force; nothing is run on it.
-      plan: on the same stage (`same_stage`).
+      before: its plan.
+      plan: on the same stages (`same_stages`).
       usable_bytes: what each device may hold.
     """
-    stage, before = executor.engine.stage, executor.engine.plan
+    stages = stages_of(executor)
+    assert stages is not None, "asked only where stages agree"
 
-    def compiled() -> Succession:
-        engine = Engine(stage, plan)
+    def compiled() -> Succession | PipelineSuccession:
+        if isinstance(executor, PipelineExecutor):
+            return pipeline_succession(before, PipelineExecutor(stages, plan, executor.pipeline.clock), usable_bytes)
+        engine = Engine(stages[0], plan)
         engine.warm_up()
         return succession(before, engine, usable_bytes)
 
@@ -86,17 +133,35 @@ def succession(before: Plan, engine: Engine, usable_bytes: int) -> Succession:
         return Succession(engine, None, carries=False)
     if rows == plan.schedule.max_rows:
         return Succession(engine, None, carries=True)
-    (resize,) = compile_all([Recipes(engine.stage, plan).resize(rows)], lambda name, done, total: None)
+    (resize,) = _compiled([Recipes(engine.stage, plan).resize(rows)])
     return Succession(engine, resize, carries=True)
 
 
+def pipeline_succession(before: Plan, executor: PipelineExecutor, usable_bytes: int) -> PipelineSuccession:
+    """From one plan to that of an executor on the same stages, which is compiled here."""
+    plan, compiled = executor.plan, len(executor.compile())
+    stages = [engine.stage for engine in executor.pipeline.engines]
+    if not carries(stages[0].spec, before, plan, usable_bytes):
+        return PipelineSuccession(executor, None, compiled)
+    rows, now = (part_plan(each).schedule.max_rows for each in (before, plan))
+    if rows == now:
+        return PipelineSuccession(executor, (None,) * len(stages), compiled)
+    resizes = _compiled([StageRecipes(stage, plan).resize(rows) for stage in stages])
+    return PipelineSuccession(executor, resizes, compiled + len(resizes))
+
+
 def carries(spec: ModelSpec, before: Plan, plan: Plan, usable_bytes: int) -> bool:
-    """Whether the cache is the same, or each device holds the new plan and, beside it for a moment, the old cache."""
-    if before.cache_tokens != plan.cache_tokens:
+    """Whether slots stay where they are, in the same cache or in one that each device holds for a moment beside it."""
+    same_places = decode_parts(before.schedule) == decode_parts(plan.schedule)
+    if before.cache_tokens != plan.cache_tokens or not same_places:
         return False
     if before.schedule.max_rows == plan.schedule.max_rows:
         return True
-    new, old = (
-        memory_table(spec, each.schedule, each.buckets, each.dtype, each.cache_dtype)[0] for each in (plan, before)
+    tables = [memory_table(spec, p.schedule, p.buckets, p.dtype, p.cache_dtype) for p in (plan, before)]
+    return all(
+        new.total_bytes + old.cache_bytes + old.counts_bytes <= usable_bytes for new, old in zip(*tables, strict=True)
     )
-    return new.total_bytes + old.cache_bytes + old.counts_bytes <= usable_bytes
+
+
+def _compiled(recipes: Sequence[Recipe]) -> tuple[Program, ...]:
+    return compile_all(recipes, lambda name, done, total: None)

@@ -15,7 +15,6 @@ import jax
 from exegpt_jax.engine import succession
 from exegpt_jax.engine.api import Executor
 from exegpt_jax.engine.compiling import compile_behind
-from exegpt_jax.engine.executor import LocalExecutor
 from exegpt_jax.runner.build import device_bytes
 from exegpt_jax.runner.build_planned import build_planned
 from exegpt_jax.runner.follow import Successor
@@ -53,8 +52,8 @@ def successor_of(
     Raises:
       ValueError: some device cannot hold both.
     """
-    if isinstance(executor, LocalExecutor) and succession.same_stage(executor, plan):
-        return succession.prepare(executor, plan, _usable_bytes(plan, memory_fraction))
+    if succession.same_stages(executor, before, plan):
+        return succession.prepare(executor, before, plan, _usable_bytes(plan, memory_fraction))
     held: collections.Counter[int] = collections.Counter()
     for each in (before, plan):
         spec = read_model_spec(directory)

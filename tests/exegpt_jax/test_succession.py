@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import threading
+from collections.abc import Mapping
 
 import pytest
 
@@ -12,9 +13,10 @@ from exegpt_jax.engine import compiling
 from exegpt_jax.engine.api import Executor, Sampling
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.executor import LocalExecutor
-from exegpt_jax.engine.succession import Succession, carries, prepare, same_stage, succession
+from exegpt_jax.engine.pipeline_executor import PipelineExecutor
+from exegpt_jax.engine.succession import PipelineSuccession, Succession, carries, prepare, same_stages, succession
 from exegpt_jax.models.random import random_stage
-from exegpt_jax.runner.follow import Follower
+from exegpt_jax.runner.follow import Follower, Successor
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.runner.request import Request
 from exegpt_jax.sharding.stage import Stage
@@ -23,6 +25,7 @@ from solver.plan.memory import memory_table
 from solver.plan.plan import Plan
 from solver.plan.schedule import Schedule, StageSpec
 from tests.exegpt_jax.plain_loop import PlainLoop
+from tests.exegpt_jax.random_plans import plan_over, stage_specs, stages_of
 from tests.exegpt_jax.test_runner_engine import Heard
 from tests.exegpt_jax.tiny_models import spec_of
 
@@ -59,7 +62,7 @@ def loop() -> PlainLoop:
 def prepared(executor: LocalExecutor, plan: Plan) -> Succession:
     """On a thread of its own, as a Follower does it."""
     found: list[Succession] = []
-    thread = threading.Thread(target=lambda: found.append(prepare(executor, plan, PLENTY)))
+    thread = threading.Thread(target=lambda: found.append(prepare(executor, executor.engine.plan, plan, PLENTY)))  # type: ignore[arg-type]
     thread.start()
     thread.join()
     return found[0]
@@ -75,7 +78,7 @@ def requests_of(seed: int, count: int) -> list[Request]:
     return found
 
 
-def run(executor: Executor, plan: Plan, successors: dict[int, Succession], requests: list[Request]) -> Runner:
+def run(executor: Executor, plan: Plan, successors: Mapping[int, Successor], requests: list[Request]) -> Runner:
     """Each successor is ready before the phase of its number."""
     heard, follower = Heard(), Follower(plan)
     runner = Runner(plan, executor, heard, follower=follower)
@@ -105,7 +108,7 @@ def test_rows_go_on_under_another_plan(executor: LocalExecutor, loop: PlainLoop)
     engine = executor.engine
     before = compiling.compilations(), compiling.compiled_behind()
     grown = prepared(executor, plan_of(9, iterations=6, batch=4))
-    assert same_stage(executor, grown.plan)
+    assert same_stages(executor, engine.plan, grown.plan)
     assert compiling.compilations() == before[0]
     assert compiling.compiled_behind() - before[1] == grown.compiled == 7
     back = succession(grown.plan, engine, PLENTY)
@@ -142,5 +145,34 @@ def test_another_stage_is_not_the_same(executor: LocalExecutor) -> None:
     plan = executor.engine.plan
     stage = dataclasses.replace(plan.schedule.stages[0], devices=(1,))
     elsewhere = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, stages=(stage,)))
-    assert not same_stage(executor, elsewhere)
-    assert not same_stage(executor, dataclasses.replace(plan, cache_dtype="bfloat16"))
+    assert not same_stages(executor, plan, elsewhere)
+    assert not same_stages(executor, plan, dataclasses.replace(plan, cache_dtype="bfloat16"))
+
+
+@pytest.mark.full
+def test_several_stages_go_on_under_another_plan() -> None:
+    """Rows of every micro-batch, carried into parts of more rows; and back to the first plan behind drained devices."""
+    specs = stage_specs([((0, 1), 1), ((1, 3), 2)])
+    small, large = (
+        plan_over(specs, parts=2, iterations=n, buckets=Buckets((2,), (PROMPT_TOKENS,), (rows,), (CACHE_TOKENS,)))
+        for rows, n in ((4, 3), (6, 4))
+    )
+    first = PipelineExecutor(stages_of(small, spec_of("llama")), small)
+    first.warm_up()
+    before = compiling.compilations()
+    grown = prepare(first, small, large, PLENTY)
+    assert compiling.compilations() == before
+    assert isinstance(grown, PipelineSuccession)
+    assert same_stages(first, small, large)
+    back = PipelineSuccession(first, None, 0)
+    assert (grown.carries, back.carries) == (True, False)
+    requests = requests_of(3, 24)
+    with compiling.forbid_compilations():
+        runner = run(first, small, {3: grown, 9: back}, requests)
+    loop = PlainLoop(random_stage(spec_of("llama"), seed=3, scale=2.0), CACHE_TOKENS)
+    runner.heard.check(requests, loop)  # type: ignore[attr-defined]
+    assert [record["carried"] > 0 for record in swaps(runner)] == [True, False]  # type: ignore[operator]
+    assert runner.plan == small
+    # Slots of other parts are other slots.
+    other = plan_over(specs, parts=1, buckets=large.buckets)
+    assert not carries(spec_of("llama"), small, other, PLENTY)
