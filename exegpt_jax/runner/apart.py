@@ -185,7 +185,8 @@ class ApartBatch(Batch):
             buckets = self._plan.buckets
             rows_bucket = round_up(self.slots.highest, buckets.decode_rows)
             reach = max(row.cached_tokens + (row.number in ahead) for row in rows.values()) + 1
-            reach = min(reach, self._plan.cache_tokens)
+            # A decoder that begins with a start token holds it besides the tokens that it has told.
+            reach = min(reach + (self._plan.first_token == "decode"), self._plan.cache_tokens)
             all_rows = rows_bucket == buckets.decode_rows[-1]
             attended = attended_tokens(reach, 1, all_rows, buckets.cache_tokens)
             return DecodeCall(1, rows_bucket, attended, part if self.parts > 1 else None)
