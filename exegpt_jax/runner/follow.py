@@ -163,11 +163,14 @@ class Follower:
 
     # What the Runner tells.
 
-    def saw(self, outcome: Outcome, rows: Mapping[str, Row], *, encoded: bool) -> None:
-        """Tokens of one part of a phase; `rows` by request, before those that ended are forgotten."""
+    def saw(self, outcome: Outcome, rows: Mapping[str, Row]) -> None:
+        """Tokens of one part of a phase; `rows` by request, before those that ended are forgotten.
+
+        A prompt counts with the first token behind it, whichever part of a phase that comes from.
+        """
         grown = [(rows[event.id], len(event.token_ids)) for event in outcome.events]
         ended = {row.number for row, _, _ in outcome.ended}
-        fresh = [row for row, _ in grown] if encoded else []
+        fresh = [row for row, tokens in grown if row.generated - tokens == len(row.request.generated_ids)]
         after = np.array([row.generated for row, _ in grown], np.int64)
         seen = Seen(
             before=after - np.array([tokens for _, tokens in grown], np.int64),

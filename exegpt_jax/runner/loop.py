@@ -312,7 +312,7 @@ class Runner:
             outcome = delivery.first_tokens(command.encode, results, self._batch.slots.rows, ready_s)
             entries = stage_entries(command.phase, "encode", [work for result in results for work in result.work])
             self._note(entries or [encode_entry(command.phase, command.encode, dispatched_s, ready_s)])
-            self._deliver(outcome, ready_s, encoded=True)
+            self._deliver(outcome, ready_s)
         if command.decode is not None and (result := pending.decoded()) is not None:
             ready_s = self._clock()
             outcome = delivery.decoded_tokens(result, self._batch.slots.rows, ready_s)
@@ -325,10 +325,10 @@ class Runner:
         for entry in entries:
             self.timeline.add(entry)
 
-    def _deliver(self, outcome: delivery.Outcome, now_s: float, *, encoded: bool = False) -> None:
+    def _deliver(self, outcome: delivery.Outcome, now_s: float) -> None:
         self._tokens += outcome.tokens
         if self.follower is not None:
-            self.follower.saw(outcome, self._live, encoded=encoded)
+            self.follower.saw(outcome, self._live)
         events: list[Event] = list(outcome.events)
         finished = [delivery.finished(row, reason, token, "", now_s) for row, reason, token in outcome.ended]
         self.figures.count(finished)

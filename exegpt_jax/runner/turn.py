@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
 
 from exegpt_jax.engine.api import ApartExecutor
 from exegpt_jax.runner import delivery
@@ -18,10 +17,6 @@ from exegpt_jax.runner.apart import ApartBatch, Flight, Pass
 from exegpt_jax.runner.batch import Queue
 from exegpt_jax.runner.entries import decode_entry, encode_entry, stage_entries
 from solver.plan.timeline import Timeline, TimelineEntry
-
-
-class Deliver(Protocol):
-    def __call__(self, outcome: delivery.Outcome, now_s: float, *, encoded: bool = False) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Desk:
     clock: Callable[[], float]
     phases: Iterator[int]
     timeline: Timeline
-    deliver: Deliver
+    deliver: Callable[[delivery.Outcome, float], None]
 
 
 def take_turn(batch: ApartBatch, waiting: Queue, desk: Desk) -> None:
@@ -104,7 +99,7 @@ def _hand_out_first(batch: ApartBatch, flight: Flight, desk: Desk) -> None:
     batch.was_encoded(flight, max(entry.ready_s for entry in entries if entry.stage == 0))
     outcome = delivery.first_tokens_of(calls, results, lambda row: batch.encoding.get(row.request), ready_s)
     _note(desk, entries, batch.encode_stages)
-    desk.deliver(outcome, ready_s, encoded=True)
+    desk.deliver(outcome, ready_s)
 
 
 def _note(desk: Desk, entries: Iterable[TimelineEntry], stages: Sequence[int]) -> None:

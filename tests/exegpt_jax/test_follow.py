@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from exegpt_jax.engine.api import EncodeRow, Executor, Sampling
+from exegpt_jax.runner.delivery import Outcome
 from exegpt_jax.runner.events import Event, Finished, Tokens
 from exegpt_jax.runner.follow import Follower, Record, Replan
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.runner.request import Request
+from exegpt_jax.runner.rows import Row
 from exegpt_jax.testing import fake
 from exegpt_jax.testing.fake import FakeExecutor
 from exegpt_jax.testing.hidden_lengths import HiddenLengths
@@ -229,6 +231,24 @@ def test_bounds_from_arrival_are_planned_for_with_the_arrivals() -> None:
     assert workload.trace.arrival_s is not None
     assert (np.diff(workload.trace.arrival_s) >= 0).all()
     assert workload.trace.output_tokens.mean() == pytest.approx(LONG, rel=0.05)
+
+
+@pytest.mark.parametrize("first_token", ["encode", "decode"])
+def test_a_prompt_counts_with_the_first_token_behind_it(first_token: str) -> None:
+    """Wherever that comes from: in encoder-decoder models from the first decode iteration."""
+    plan = planned()
+    follower = Follower(plan, first_token=first_token)  # type: ignore[arg-type]
+    rows = {str(n): Row(n, Request(str(n), (1,) * 9, Sampling(max_tokens=60)), 0.0) for n in range(80)}
+    for part in range(3):
+        events = tuple(Tokens(name, (5, 6)) for name in rows)
+        for row in rows.values():
+            row.generated += 2
+        ended = tuple((row, "stop", 6) for row in rows.values()) if part == 2 else ()
+        follower.saw(Outcome(events, ended, 80, 160), rows)  # type: ignore[arg-type]
+    follower.at_boundary(0, FakeExecutor(plan, VOCAB))
+    (record,) = follower.records
+    assert (record.numbers["input_tokens"], record.numbers["output_tokens"]) == (9.0, 6.0)
+    assert record.numbers["requests"] == 80.0
 
 
 def test_steady_traffic_asks_for_nothing() -> None:
