@@ -2,7 +2,9 @@
 
     encode call -> payloads on encode stages -> hand-over -> parcel on decode stages -> insert -> decode
 
-Either side's programs are dispatched without waiting, so both work at once; the Runner asks what has arrived.
+Either side's programs are dispatched without waiting, so both work at once; the Runner asks what has arrived. Of an
+encoder-decoder model encode stages have the encoder and decode stages the decoder: activations of prompts are handed
+over, and decode stages make keys and values of them when the first row of a parcel is let in.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
+from jax import Array
 
 from exegpt_jax.engine import compiling
 from exegpt_jax.engine.api import (
@@ -19,7 +23,6 @@ from exegpt_jax.engine.api import (
     DecodeResult,
     EncodeCall,
     EncodeResult,
-    EncodeRow,
     EngineError,
     PhaseCommand,
     Travelling,
@@ -27,6 +30,7 @@ from exegpt_jax.engine.api import (
 from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.handover import HandOver, Progress
+from exegpt_jax.engine.links import Link
 from exegpt_jax.engine.pipeline import Pipeline
 from exegpt_jax.engine.pipeline_sides import PipelineDecodeSide, PipelineEncodeSide
 from exegpt_jax.engine.programs import Recipes
@@ -62,22 +66,22 @@ class _Parcel:
     """Payloads on decode stages, or on their way there.
 
     Attributes:
-      payloads: of each decode stage, rows in the call's order.
+      payloads: of each decode stage, rows in the call's order; empty until they are made of x.
       length: in positions.
-      rows: of the call.
-      bucket: rows that the payloads hold.
+      call: that they come from.
       left: requests that are neither inserted nor dropped.
+      x: what an encoder made of the prompts; None where payloads are handed over.
     """
 
     payloads: tuple[Payload, ...]
     length: int
-    rows: tuple[EncodeRow, ...]
-    bucket: int
+    call: EncodeCall
     left: set[int]
+    x: Array | None = None
 
 
 class WaaExecutor:
-    """Runs phases on stages of two sides, each of which has the whole model.
+    """Runs phases on stages of two sides: each has the whole model, or one the encoder and the other the decoder.
 
     Args:
       stages: in the plan's order, each on devices of its own.
@@ -95,13 +99,18 @@ class WaaExecutor:
         # No more are ever under way, so that the loop that decodes is never held up here.
         window = most_batches(len(encode)) * 2 * plan.schedule.encode_batch
         self._encoders = Pipeline(encode, _side(plan, specs[0]), clock, window)
+        self._hands_activations = decode[0].spec.encoder_layers > 0
         self._decoders: Engine | Pipeline
-        if len(decode) == decode_parts(plan.schedule) == 1:
+        if len(decode) == decode_parts(plan.schedule) == 1 and not self._hands_activations:
             self._decoders = Engine(decode[0], _side(plan, specs[1]))
         else:
             self._decoders = Pipeline(decode, _side(plan, specs[1]), clock)
         self._decode_stages = tuple(decode)
-        self._road = HandOver(encode, decode, plan.cache_dtype, checked=checked)
+        self._link = Link(encode[-1].mesh, decode[0].mesh)
+        self._checked = checked
+        self._road: HandOver | None = None
+        if not self._hands_activations:
+            self._road = HandOver(encode, decode, plan.cache_dtype, checked=checked)
         self._shapes = Recipes(encode[-1], _side(plan, specs[0])).payload_shapes()
         largest = max(self.payload_bytes(rows, tokens) for rows, tokens in self._shapes)
         buffered = buffered_tokens(plan.schedule.encode_batch, plan.max_prompt_tokens)
@@ -115,10 +124,12 @@ class WaaExecutor:
         programs: tuple[Program, ...] = ()
         for engine in self._encoders.engines:
             programs += engine.warm_up(progress, _ENCODE_PROGRAMS)
-        programs += self._road.warm_up(self._shapes, progress)
+        if self._road is not None:
+            programs += self._road.warm_up(self._shapes, progress)
         decoders = [self._decoders] if isinstance(self._decoders, Engine) else self._decoders.engines
+        kinds = (*_DECODE_PROGRAMS, "encode") if self._hands_activations else _DECODE_PROGRAMS
         for each in decoders:
-            programs += each.warm_up(progress, _DECODE_PROGRAMS)
+            programs += each.warm_up(progress, kinds)
         self._begin()
         self._compiled_before = compiling.compilations()
         return programs
@@ -141,7 +152,7 @@ class WaaExecutor:
     def live_bytes(self) -> int:
         """On the fullest device of either side: prompts in progress, parcels that are not inserted, slots in use."""
         parcels = {id(parcel): parcel for parcel in tuple(self._parcels.values())}.values()
-        waiting = sum(self.payload_bytes(parcel.bucket, parcel.length) for parcel in parcels)
+        waiting = sum(self.payload_bytes(parcel.call.rows_bucket, parcel.length) for parcel in parcels)
         return self._encodes.live_bytes() + waiting + self._decodes.live_bytes()
 
     def payload_bytes(self, rows: int, tokens: int) -> int:
@@ -167,13 +178,24 @@ class WaaExecutor:
 
     def _encode(self, index: int, call: EncodeCall) -> _Call:
         encoded = self._encodes.encode(call)
-        there: tuple[Payload, ...] = ()
-        if encoded.payloads:
+        requests = {row.request for row in call.rows if row.slot == NO_SLOT_YET}
+        there: tuple[Payload, ...] | Array = ()
+        if encoded.x is not None:
+            there = self._hand_over(encoded.x)
+            self._parcels |= dict.fromkeys(requests, _Parcel((), encoded.length, call, requests, there))
+        elif encoded.payloads:
+            assert self._road is not None
             there = self._road.send(encoded.payloads)
-            requests = {row.request for row in call.rows if row.slot == NO_SLOT_YET}
-            parcel = _Parcel(there, encoded.length, call.rows, call.rows_bucket, requests)
-            self._parcels |= dict.fromkeys(requests, parcel)
-        return _Call(index, call, Parts.of(encoded.block, 1, tells(call)), encoded.marks, there)
+            self._parcels |= dict.fromkeys(requests, _Parcel(there, encoded.length, call, requests))
+        parts = None if encoded.block is None else Parts.of(encoded.block, 1, tells(call))
+        return _Call(index, call, parts, encoded.marks, there)
+
+    def _hand_over(self, x: Array) -> Array:
+        """An encoder's activations on the first decode stage: on their way, not there yet."""
+        there = self._link.carry(x)
+        if self._checked and np.asarray(x).tobytes() != np.asarray(there).tobytes():
+            raise EngineError(f"hand-over: activations of {x.shape[0]} rows arrived altered")
+        return there
 
     def _insert(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Every parcel at once, of which rows are let in."""
@@ -185,11 +207,15 @@ class WaaExecutor:
             if request not in self._parcels:
                 raise EngineError(f"insert: nothing was handed over for request {request}")
             parcel = self._parcels[request]
-            where = [slots.pop(row.request, beyond) if row.request in parcel.left else beyond for row in parcel.rows]
-            for row, slot in zip(parcel.rows, where, strict=True):
+            rows = parcel.call.rows
+            where = [slots.pop(row.request, beyond) if row.request in parcel.left else beyond for row in rows]
+            for row, slot in zip(rows, where, strict=True):
                 if slot < beyond:
                     self._take(row.request)
-            self._decodes.insert(parcel.payloads, parcel.length, parcel.rows, where)
+            if parcel.x is not None:
+                assert isinstance(self._decoders, Pipeline)
+                parcel.payloads, parcel.x = self._decoders.encode(parcel.call, None, (), parcel.x).payloads, None
+            self._decodes.insert(parcel.payloads, parcel.length, rows, where)
 
     def _take(self, request: int) -> None:
         """A request is no longer on its way; with the last of a parcel that one is forgotten."""
@@ -204,16 +230,16 @@ class _Call:
 
     Attributes:
       index: of the call in its phase.
-      call, parts: what was asked, and its first tokens.
+      call, parts: what was asked, and its first tokens; None where decode stages bring them.
       marks: when each stage was done.
       there: on decode stages; empty while chunks remain.
     """
 
     index: int
     call: EncodeCall
-    parts: Parts
+    parts: Parts | None
     marks: tuple[Mark, ...]
-    there: tuple[Payload, ...]
+    there: tuple[Payload, ...] | Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +268,8 @@ class _Phase:
         rows, tokens = len(each.call.rows), sum(len(row.token_ids) for row in each.call.rows)
         shape = each.call.rows_bucket, each.call.tokens_bucket
         work = self.encoders.work(each.marks, each.index, 0, rows, tokens, shape)
+        if each.parts is None:
+            return EncodeResult(np.zeros((rows, 0), np.int32), np.zeros(rows, np.bool_), work=tuple(work))
         return dataclasses.replace(encode_result(each.call, each.parts), work=tuple(work))
 
     def decoded(self) -> DecodeResult | None:

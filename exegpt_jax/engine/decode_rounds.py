@@ -116,7 +116,7 @@ class DecodeRounds:
 
     def _bring_back(self, batch: _MicroBatch) -> None:
         assert batch.first is not None
-        stages = zip(self._pipeline.engines, batch.views, batch.first, strict=True)
+        stages = zip(self._pipeline.decoders, batch.views, batch.first, strict=True)
         states = [engine.end(view, first, len(batch.passes)) for engine, view, first in stages]
         self._slots.bring_back(batch.part, states)
 

@@ -64,6 +64,7 @@ class LocalExecutor:
         encoded = self._encodes.encode(call)
         if encoded.payloads:
             self._decodes.insert(encoded.payloads, encoded.length, call.rows, [row.slot for row in call.rows])
+        assert encoded.block is not None
         return encoded.block
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import jax
 from jax import Array
 from jax.sharding import Mesh
 
@@ -30,17 +31,25 @@ class Link:
 
     def feed(self, feed: Feed) -> Feed:
         """What an iteration goes on with, on its way."""
-        return Feed(*carry_whole(list(feed), self._target)) if self._apart else feed
+        if not self._apart:
+            return feed
+        arrays, structure = jax.tree.flatten(feed)
+        carried: Feed = jax.tree.unflatten(structure, carry_whole(arrays, self._target))
+        return carried
 
 
 class Links:
     """The links of one pipeline.
 
+    Args:
+      meshes: of its stages.
+      first_decoder: index of the first stage that decodes.
+
     Attributes:
       ahead: from each stage but the last to the next.
-      back: from the last stage to the first.
+      back: from the last stage to the first that decodes.
     """
 
-    def __init__(self, meshes: Sequence[Mesh]) -> None:
+    def __init__(self, meshes: Sequence[Mesh], first_decoder: int = 0) -> None:
         self.ahead = tuple(Link(*pair) for pair in itertools.pairwise(meshes))
-        self.back = Link(meshes[-1], meshes[0])
+        self.back = Link(meshes[-1], meshes[first_decoder])

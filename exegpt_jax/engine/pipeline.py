@@ -33,14 +33,16 @@ class EncodePass:
     """An encode call under way.
 
     Attributes:
-      payloads: of each stage.
-      block: first tokens.
+      payloads: of each stage that decodes.
+      block: first tokens; None where the last layer is on other devices.
       marks: of each stage.
+      x: what goes on to those devices; None where there are none.
     """
 
     payloads: tuple[Payload, ...]
-    block: Block
+    block: Block | None
     marks: tuple[Mark, ...]
+    x: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +50,11 @@ class DecodePass:
     """One iteration of a micro-batch under way.
 
     Attributes:
-      views: of each stage, behind it.
-      feed: what the next one begins with, on its way to the first stage.
-      positions: [rows] on each stage, of the tokens that it read.
+      views: of each stage that decodes, behind it.
+      feed: what the next one begins with, on its way to the first of them.
+      positions: [rows] on each of them, of the tokens that it read.
       block: its tokens.
-      marks: of each stage.
+      marks: of each of them.
     """
 
     views: tuple[View, ...]
@@ -74,6 +76,7 @@ class Pipeline:
     Attributes:
       plan: what it runs.
       engines: of the stages.
+      decoders: of those that decode, the last ones: stages with an encoder's layers alone do not.
       parts: m_D, decode micro-batches.
       windows: what is under way.
     """
@@ -83,21 +86,28 @@ class Pipeline:
     ) -> None:
         self.plan, self.clock = plan, clock
         self.engines = tuple(StageEngine(stage, plan) for stage in stages)
+        self.decoders = tuple(engine for engine in self.engines if engine.decodes)
+        self._ahead = len(self.engines) - len(self.decoders)
         self.parts = decode_parts(plan.schedule)
         self._window = window or max(_LEAST_WINDOW, _PASSES_AHEAD * self.parts)
-        self._links = Links([stage.mesh for stage in stages])
+        # Without decoders nothing goes back.
+        self._links = Links([stage.mesh for stage in stages], self._ahead if self.decoders else 0)
         self.forget()
 
     def forget(self) -> None:
         """Nothing is under way any more."""
         self.windows = Windows(len(self.engines), self._window, self.clock)
 
-    def encode(self, call: EncodeCall, held: Sequence[Layers] | None, before: Sequence[int]) -> EncodePass:
-        """Prompts through every stage; of a chunk, `held` (donated) and `before` are what came before it."""
+    def encode(
+        self, call: EncodeCall, held: Sequence[Layers] | None, before: Sequence[int], x: Array | None = None
+    ) -> EncodePass:
+        """Prompts through every stage.
+
+        Of a chunk, `held` (donated) and `before` are what came before it; `x` is what other devices made of prompts.
+        """
         self.windows.make_room()
         prompts = None if call.context_bucket else whole_prompts(call)
         chunk = chunk_of_prompt(call, before) if call.context_bucket else None
-        x: Array | None = None
         payloads, marks = [], []
         for index, engine in enumerate(self.engines):
             began_s = self.clock()
@@ -106,29 +116,30 @@ class Pipeline:
                 payload, out = engine.encode(call, prompts, x)
             else:
                 payload, out = engine.encode_chunk(call, chunk, None if held is None else held[index], x)
-            payloads.append(payload)
+            if engine.decodes:
+                payloads.append(payload)
             if isinstance(out, Block):
                 marks.append(self.windows.add(index, began_s, out.tokens))
                 return EncodePass(tuple(payloads), out, tuple(marks))
             marks.append(self.windows.add(index, began_s, out))
-            x = self._links.ahead[index].carry(out)
-        raise AssertionError("the last stage has no head")
+            x = self._links.ahead[index].carry(out) if index < len(self._links.ahead) else out
+        return EncodePass(tuple(payloads), None, tuple(marks), x)
 
     def begin(self, states: Sequence[State], rows: int, length: int) -> tuple[tuple[View, ...], Feed]:
-        """Views of a part's lowest rows on every stage, and what their first iteration begins with on the first one."""
+        """Views of a part's lowest rows on every stage that decodes, and what their first iteration begins with."""
         views = []
         feed: Feed | None = None
-        for engine, state in zip(self.engines, states, strict=True):
+        for engine, state in zip(self.decoders, states, strict=True):
             view, feed = engine.begin(state, rows, length)
             views.append(view)
         assert feed is not None
         return tuple(views), self._links.back.feed(feed)
 
     def iterate(self, views: Sequence[View], feed: Feed) -> DecodePass:
-        """One iteration of a micro-batch through every stage."""
+        """One iteration of a micro-batch through every stage that decodes."""
         block: Block | None = None
         after, positions, marks = [], [], []
-        for index, (engine, view) in enumerate(zip(self.engines, views, strict=True)):
+        for index, (engine, view) in enumerate(zip(self.decoders, views, strict=True), self._ahead):
             began_s = self.clock()
             positions.append(feed.position)
             view, feed, block = engine.iterate(view, feed)
@@ -143,9 +154,9 @@ class Pipeline:
     ) -> list[StageWork]:
         """What the stages did in one pass that is done; `shape`: compiled rows and tokens."""
         found = []
-        for mark, engine in zip(marks, self.engines, strict=True):
+        for mark in marks:
             assert mark.ready_s is not None
-            tensor = engine.stage.mesh.shape["tensor"]
+            tensor = self.engines[mark.stage].stage.mesh.shape["tensor"]
             found.append(
                 StageWork(
                     mark.stage, tensor, micro_batch, iteration, rows, tokens, *shape, mark.dispatched_s, mark.ready_s

@@ -64,7 +64,7 @@ class PipelineEncodeSide:
 
 
 def _encoded(done: EncodePass, length: int) -> Encoded:
-    return Encoded(done.block, done.payloads, length, done.marks)
+    return Encoded(done.block, done.payloads, length, done.marks, done.x)
 
 
 class PipelineDecodeSide:

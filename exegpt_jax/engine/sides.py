@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
+from jax import Array
+
 from exegpt_jax.engine.api import NO_SLOT, DecodeCall, DecodeResult, EncodeCall, EncodeRow
 from exegpt_jax.engine.cache import Layers
 from exegpt_jax.engine.compiling import Program
@@ -32,16 +34,18 @@ class Encoded:
     """A call under way.
 
     Attributes:
-      block: first tokens.
-      payloads: complete prompts, of each stage; empty while chunks of the one prompt remain.
+      block: first tokens; None where the devices that decode bring them.
+      payloads: complete prompts, of each stage; empty while chunks of the one prompt remain, and where it is x.
       length: of the payloads, in positions.
       marks: when each stage of a pipeline was done; empty where there is none.
+      x: an encoder's activations, where the devices that decode make payloads of them.
     """
 
-    block: Block
+    block: Block | None
     payloads: tuple[Payload, ...]
     length: int
     marks: tuple[Mark, ...] = ()
+    x: Array | None = None
 
 
 class EncodeSide:

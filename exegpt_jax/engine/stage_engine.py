@@ -53,6 +53,7 @@ class StageEngine(SlotEngine):
     Attributes:
       plan: as one part sees it (`part_plan`).
       first, last: whether it embeds, whether it samples.
+      decodes: whether it has layers that keep keys and values.
     """
 
     def __init__(self, stage: Stage, plan: Plan) -> None:
@@ -60,6 +61,7 @@ class StageEngine(SlotEngine):
         self._of_all = plan
         self.first = stage.stage.layers[0] == 0
         self.last = stage.stage.layers[1] == stage.spec.num_layers
+        self.decodes = stage.spec.cached_layers(stage.stage.layers) > 0
 
     def recipes(self) -> dict[Key, Recipe]:
         return StageRecipes(self.stage, self._of_all).all()

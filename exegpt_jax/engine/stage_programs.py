@@ -53,6 +53,9 @@ class StageRecipes(Recipes):
         found = super().all()
         for key, name, function, arguments in (*self._takes(), *self._iterations()):
             found[key] = Recipe(name, function, arguments)
+        if not self._cache_spec.layers:
+            # An encoder's layers alone: prompts pass through, and nothing is kept.
+            found = {key: recipe for key, recipe in found.items() if key[0] == "encode"}
         return {key: dataclasses.replace(recipe, name=f"{recipe.name}, {self._where}") for key, recipe in found.items()}
 
     @property
@@ -133,7 +136,7 @@ class StageRecipes(Recipes):
         return tuple(sorted(found))
 
     def _begin(self, rows: int, tokens: int) -> Entry:
-        own, feed = self._rows(rows), Feed(self._ints(rows, 1), self._ints(rows))  # type: ignore[arg-type]
+        own, feed = self._rows(rows), self._feed(rows, self._ints(rows, 1))
         function = jax.jit(self._steps.begin, static_argnums=(1, 2), out_shardings=self._placed((own, feed)))
         arguments = (self._rows(self._plan.schedule.max_rows), rows, tokens)
         return ("begin", rows, tokens), f"begin {rows} rows x {tokens} tokens", function, arguments
@@ -149,7 +152,7 @@ class StageRecipes(Recipes):
 
     def _iterate(self, rows: int, tokens: int) -> Entry:
         view = self._cache_spec.abstract(rows, tokens)
-        feed = Feed(self._x(rows, 1), self._ints(rows))  # type: ignore[arg-type]
+        feed = self._feed(rows, self._x(rows, 1, first_layer=self._stage.spec.encoder_layers))
         key, name = ("iterate", rows, tokens), f"one iteration of {rows} rows x {tokens} tokens"
         if not self._steps.samples:
             function = jax.jit(
@@ -166,9 +169,13 @@ class StageRecipes(Recipes):
 
     # Shapes of arguments.
 
-    def _x(self, rows: int, tokens: int) -> Shape:
-        """What a stage is given: token ids, or the activations of the stage before."""
-        if self._stage.stage.layers[0] == 0:
+    def _feed(self, rows: int, x: Shape) -> Feed:
+        prompts = self._ints(rows) if self._stage.spec.encoder_layers else None
+        return Feed(x, self._ints(rows), prompts)  # type: ignore[arg-type]
+
+    def _x(self, rows: int, tokens: int, first_layer: int = 0) -> Shape:
+        """What a stage is given: token ids where it has the first layer to run, or activations of the stage before."""
+        if self._stage.stage.layers[0] <= first_layer:
             return self._ints(rows, tokens)
         shape = (rows, tokens, self._stage.spec.hidden_size)
         return Shape(shape, jnp.dtype(self._stage.dtype), sharding=self._whole)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from exegpt_jax.engine import cache as kv
 from exegpt_jax.engine.sampling import Counts
 from exegpt_jax.engine.state import NO_COUNTS, NO_ROWS, Block, Cache, Feed, Payload, Rows, take_rows
-from exegpt_jax.engine.steps import Params, Steps, empty_block, going, prompt_positions, record
+from exegpt_jax.engine.steps import Params, Steps, empty_block, going, prompt_positions, prompt_tokens, record
 
 Activations = Int[Array, "rows tokens"] | Float[Array, "rows tokens embed"]
 
@@ -66,7 +66,7 @@ class StageSteps(Steps):
     def begin(self, rows: Rows, count: int, length: int) -> tuple[Rows, Feed]:
         """The lowest `count` rows of a part, and what their first iteration begins with."""
         own = jax.tree.map(lambda held: held[:count], rows)
-        return own, _feed(own, length)
+        return own, self._feed(own, length)
 
     def cut(self, layers: kv.Layers, count: int, length: int) -> kv.Layers:
         """The view that a phase works on."""
@@ -74,19 +74,21 @@ class StageSteps(Steps):
 
     def iterate_on(self, params: Params, view: kv.Layers, feed: Feed) -> tuple[kv.Layers, Feed]:
         """One iteration through this stage."""
-        x, view = self.stage.module(params).forward(feed.x, feed.position[:, None], view, kv.SlotOps(self.cache_dtype))
-        return view, Feed(x, feed.position)
+        ops, prompts = kv.SlotOps(self.cache_dtype), feed.prompt_tokens
+        x, view = self.stage.module(params).forward(feed.x, feed.position[:, None], view, ops, prompts)
+        return view, feed._replace(x=x)
 
     def iterate_end(
         self, params: Params, view: kv.Layers, counts: Counts, rows: Rows, feed: Feed
     ) -> tuple[kv.Layers, Counts, Rows, Feed, Block]:
         """One iteration through the last stage: its tokens, and what the next one begins with."""
         model = self.stage.module(params)
-        x, view = model.forward(feed.x, feed.position[:, None], view, kv.SlotOps(self.cache_dtype))
+        ops, prompts = kv.SlotOps(self.cache_dtype), feed.prompt_tokens
+        x, view = model.forward(feed.x, feed.position[:, None], view, ops, prompts)
         active = feed.position >= 0
         counts, after, chosen = self._sample(model, x[:, 0], counts, rows, active)
         block = record(empty_block(1, active.shape[0]), jnp.int32(0), chosen, active)._replace(done=~after.active)
-        return view, counts, after, _feed(after, view[0][1].shape[2]), block
+        return view, counts, after, self._feed(after, view[0][1].shape[2]), block
 
     def put_back(
         self, layers: kv.Layers, view: kv.Layers, first: Int[Array, "rows"], iterations: Int[Array, ""]
@@ -100,6 +102,6 @@ class StageSteps(Steps):
         count = own.token.shape[0]
         return jax.tree.map(lambda held, new: held.at[:count].set(new), rows, own)
 
-
-def _feed(rows: Rows, length: int) -> Feed:
-    return Feed(rows.token[:, None], jnp.where(going(rows, length), rows.position, -1))
+    def _feed(self, rows: Rows, length: int) -> Feed:
+        prompts = prompt_tokens(rows) if self.stage.spec.encoder_layers else None
+        return Feed(rows.token[:, None], jnp.where(going(rows, length), rows.position, -1), prompts)

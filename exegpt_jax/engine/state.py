@@ -85,10 +85,12 @@ class Feed(NamedTuple):
     Attributes:
       x: newest tokens [rows, 1], or what the stages before made of them [rows, 1, embed].
       position: of those tokens; -1 where a row does not decode.
+      prompt_tokens: how long each row's prompt is, where the decoder attends to it apart; None: nothing to carry.
     """
 
     x: Int[Array, "rows 1"] | Float[Array, "rows 1 embed"]
     position: Int[Array, "rows"]
+    prompt_tokens: Int[Array, "rows"] | None
 
 
 def accept(
