@@ -21,7 +21,7 @@ class PipelineSlots:
     """States by part and stage.
 
     Attributes:
-      states: [part][stage]; a decode phase borrows a part's and brings them back.
+      states: [part][stage that decodes]; a decode phase borrows a part's and brings them back.
       used: slots that hold a request.
       telling: of those, whose request asked for log-probabilities.
     """
@@ -30,7 +30,7 @@ class PipelineSlots:
         self._pipeline = pipeline
         self.used: set[int] = set()
         self.telling: set[int] = set()
-        self.states = states or [[e.initial_state() for e in pipeline.engines] for _ in range(pipeline.parts)]
+        self.states = states or [[e.initial_state() for e in pipeline.decoders] for _ in range(pipeline.parts)]
 
     def carried(self, pipeline: Pipeline, resizes: Sequence[Program | None]) -> PipelineSlots:
         """The same rows in the same slots of another pipeline with as many parts, whose states `resizes` make."""
@@ -55,7 +55,7 @@ class PipelineSlots:
         for slot in slots:
             part, place = place_of(slot, self._pipeline.parts)
             places[part].append(place)
-        last = self._pipeline.engines[-1]
+        last = self._pipeline.decoders[-1]
         for part, own in places.items():
             self.states[part][-1] = last.release(self.states[part][-1], own)
         self.used.difference_update(slots)
@@ -77,7 +77,7 @@ class PipelineSlots:
 
     def _carry(self, part: int, other: int, pairs: Sequence[tuple[int, int]]) -> None:
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
-        for index, engine in enumerate(self._pipeline.engines):
+        for index, engine in enumerate(self._pipeline.decoders):
             payload = engine.take(self.states[part][index], sources)
             if engine.last:
                 self.states[part][index] = engine.release(self.states[part][index], sources)
@@ -85,11 +85,11 @@ class PipelineSlots:
             self.states[other][index] = engine.insert(self.states[other][index], payload, targets, length)
 
     def insert(self, payloads: Sequence[Payload], length: int, rows: Sequence[EncodeRow], slots: Sequence[int]) -> None:
-        """Puts encoded prompts into slots; `payloads` are those of each stage. Slots beyond the cache are dropped."""
-        beyond = self._pipeline.parts * self._pipeline.engines[0].plan.schedule.max_rows
+        """Puts encoded prompts into slots, every stage its payload. Slots beyond the cache are dropped."""
+        beyond = self._pipeline.parts * self._pipeline.decoders[0].plan.schedule.max_rows
         places = [place_of(min(slot, beyond), self._pipeline.parts) for slot in slots]
         for part in sorted({place_of(slot, self._pipeline.parts)[0] for slot in slots if slot < beyond}):
-            for index, (engine, payload) in enumerate(zip(self._pipeline.engines, payloads, strict=True)):
+            for index, (engine, payload) in enumerate(zip(self._pipeline.decoders, payloads, strict=True)):
                 # Beyond its part, a row is dropped.
                 where = [place if own == part else engine.plan.schedule.max_rows for own, place in places]
                 self.states[part][index] = engine.insert(self.states[part][index], payload, where, length)
