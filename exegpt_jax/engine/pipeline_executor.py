@@ -127,6 +127,7 @@ class PipelineExecutor:
         encoded = []
         for call in command.encode:
             done = self._encode(call)
+            assert done.block is not None
             encoded.append(_Call(call, Parts.of(done.block, 1, tells(call)), done))
         self._rounds = None if command.decode is None else DecodeRounds(self.pipeline, self._slots, command.decode)
         if self._rounds is not None:
