@@ -56,6 +56,7 @@ flags.DEFINE_integer("repeats", 7, "samples of each point, where the time suffic
 flags.DEFINE_bool("resume", True, "continue a killed run of the same flags", flag_values=FLAGS)
 flags.DEFINE_string("device_kind", None, "name that clusters give the device; its own if absent", flag_values=FLAGS)
 flags.DEFINE_bool("from_tables", False, "compose from published tables instead of measuring", flag_values=FLAGS)
+flags.DEFINE_string("tables", None, "folder of published tables; the one that comes along if absent", flag_values=FLAGS)
 flags.DEFINE_integer(
     "devices", None, "measure on this many virtual CPU devices (correctness only, not speed)", 1, flag_values=FLAGS
 )
@@ -113,6 +114,7 @@ def _composed(degrees: tuple[int, ...]) -> Profile:
     """From the published tables; refuses device kinds and degrees that they do not reach."""
     # Only here, so that measuring loads no importer.
     from solver.importers.compose import compose
+    from solver.importers.tables import TABLES
 
     given: str | None = FLAGS.model
     if not given:
@@ -121,7 +123,9 @@ def _composed(degrees: tuple[int, ...]) -> Profile:
     if not kind:
         raise ValueError("device_kind: not given; name the device, such as --device_kind=h100-80g")
     path = presets.find("models", given)
-    profile = compose(read_model_spec(path), kind, FLAGS.dtype or "bfloat16", path.stem)
+    tables: str | None = FLAGS.tables
+    folder = TABLES if tables is None else Path(tables)
+    profile = compose(read_model_spec(path), kind, FLAGS.dtype or "bfloat16", path.stem, folder)
     absent = sorted(set(degrees) - set(profile.tensor_degrees))
     if absent:
         known = ", ".join(map(str, profile.tensor_degrees))

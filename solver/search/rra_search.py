@@ -15,19 +15,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from solver.facts.workload import Ints
-from solver.search.family import Family, family_bounds
+from solver.search.joint_proof import bound_placements
 from solver.search.outcome import Best, Outcome, Report, Tally
-from solver.search.placement.pools import replica_counts, share_pools
 from solver.search.placement_search import better_placement
 from solver.search.proof.bounds import RraBounds
-from solver.search.proof.boxes import Bounds, Boxes
 from solver.search.proof.branch_and_bound import Found, search
 from solver.search.proof.floors import Floors, floors_of, memory_floor
 from solver.search.proof.infeasible import Relaxed, why_infeasible
 from solver.search.proof.limits import Limits
 from solver.search.proof.padded_floors import padded
 from solver.search.setting import Setting
-from solver.search.uniform import Placed, micro_batch_counts, uniform_placements
+from solver.search.uniform import Placed, uniform_placements
 from solver.simulate.points import Points
 from solver.simulate.rra import evaluate_rra
 
@@ -42,7 +40,9 @@ def search_rra(setting: Setting, tally: Tally, report: Report) -> Outcome:
     best, bound_rps = search_placements(setting, list(uniform_placements(setting)), tally, None, report)
     if sum(pool.devices for pool in setting.pools) > 1:
         best = _improve(setting, tally, best, report)
-        bound_rps = max(bound_rps, _bound_families(setting, tally, best, report))
+        some = best.placed if best else next(uniform_placements(setting))
+        evaluate = rra_evaluator(setting, some, 1, 1, with_tpot=False, counted=False)
+        bound_rps = max(bound_rps, bound_placements(setting, tally, best, evaluate, report))
     return Outcome(best, max(bound_rps, best.rps if best else 0.0), "all placements, B_E, N_D")
 
 
@@ -183,65 +183,3 @@ def _improve(setting: Setting, tally: Tally, best: Best | None, report: Report) 
             return best
         best = found
     return best
-
-
-def _bound_families(setting: Setting, tally: Tally, best: Best | None, report: Report) -> float:
-    """The largest bound of a family that may still beat the incumbent; 0 where none does."""
-    beat = best.rps if best else 0.0
-    bound_rps = 0.0
-    for copies in replica_counts(setting.pools):
-        pools = share_pools(setting.pools, copies)[0]
-        devices = sum(pool.devices for pool in pools)
-        if devices == 1:
-            continue  # the uniform placement is all there is, and was searched
-        for whole, parts in _families(min(setting.layers, devices)):
-            if tally.left_s <= 0:
-                tally.complete = False
-                return math.inf
-            already = max(beat, bound_rps) / copies
-            found = _relaxed(setting, family_bounds(setting, pools, whole), tally, already)
-            if found and len(parts) > 1 and tally.left_s > 0:
-                found = max(_relaxed(setting, family_bounds(setting, pools, part), tally, already) for part in parts)
-            bound_rps = max(bound_rps, found * copies)
-            report(tally.nodes, best.rps if best else None, max(beat, bound_rps))
-    tally.note(best.rps if best else None, max(beat, bound_rps))
-    return bound_rps
-
-
-def _families(most_stages: int) -> list[tuple[Family, list[Family]]]:
-    """Every pair of micro-batch counts , the stages that it is tried with, and their parts by doublings."""
-    found = []
-    counts = [2**power for power in range((2 * most_stages).bit_length())]
-    for m_e in counts:
-        for m_d in counts:
-            fitting = [n for n in range(1, most_stages + 1) if {m_e, m_d} <= set(micro_batch_counts(n))]
-            if fitting:
-                parts = [
-                    Family((min(part), max(part)), m_e, m_d)
-                    for power in range(most_stages.bit_length() + 1)
-                    if (part := [n for n in fitting if 2**power // 2 < n <= 2**power])
-                ]
-                found.append((Family((fitting[0], fitting[-1]), m_e, m_d), parts))
-    return found
-
-
-def _relaxed(setting: Setting, bounds: Bounds, tally: Tally, beat_rps: float) -> float:
-    """The optimum of the relaxation where it exceeds `beat_rps`; else 0."""
-    limits = dataclasses.replace(setting.limits, memory_bytes=(1.0,))
-    with_tpot = math.isfinite(limits.tpot_s)
-
-    def evaluate(batch: Ints, iterations: Ints) -> Points:
-        found = bounds.bound(Boxes(batch, batch, iterations, iterations), with_tpot)
-        nothing = np.zeros(len(batch))
-        return Points(
-            batch, iterations, found.throughput_rps, found.latency_s, found.ttft_s, found.tpot_s, nothing, nothing,
-            nothing, nothing, batch, found.memory_share[None, :],
-        )  # fmt: skip
-
-    most = setting.most_rows
-    found = search(
-        bounds, evaluate, limits, ((1, most), (1, setting.most_iterations)),
-        gap=max(setting.request.gap, 1e-3), time_limit_s=tally.left_s, incumbent=beat_rps or None, node_limit=20_000,
-    )  # fmt: skip
-    tally.add(dataclasses.replace(found, complete=True))
-    return found.bound if found.bound > beat_rps else 0.0

@@ -161,11 +161,15 @@ def _or_none(bound_s: float | None) -> float:
 
 
 def _most_rows(request: PlanRequest, cache_tokens: int, lengths: Lengths) -> int:
-    """Rows whose cache all devices together could hold, were there no weights."""
+    """Rows whose cache all devices together could hold, were there no weights; no more than a padded profile timed.
+
+    Programs of padded shapes run at their own sizes, so a straight line beyond the largest says nothing.
+    """
+    timed = [int(times.decode.first[-1]) for p in request.profiles if p.padded for times in p.layers]
     whole = sum(request.usable * d.memory_bytes * request.cluster.count(d.name) for d in request.cluster.kinds)
     per_token = cache_token_bytes(request.spec, 1, request.cache_dtype) * request.spec.num_layers
     tokens = cache_tokens if request.cache_layout == "slots" else lengths.mean_input
-    return int(min(MOST_ROWS, max(LEAST_MOST_ROWS, whole / (per_token * tokens))))
+    return int(min(MOST_ROWS, *timed, max(LEAST_MOST_ROWS, whole / (per_token * tokens))))
 
 
 def _rate_rps(request: PlanRequest) -> float | None:

@@ -2,6 +2,7 @@
 
 A batch of r prompts of mixed lengths is looked up as the uniform batch that has its sum of tokens, which the matrix
 products cost, and its sum of squared lengths, which attention costs: rows' = r E[I]^2 / E[I^2] of E[I^2] / E[I] tokens.
+One prompt alone is no mix: it is looked up at every length, since fewer rows than one cannot be.
 A profile of compiled shapes (`padded`) is looked up at the calls that the runner would make instead.
 """
 
@@ -63,7 +64,7 @@ def unit_costs(
         contexts = np.array(padding.cache_rungs, np.float64)
         encode, embed, head, calls, moved_tokens = _encode_padded(reader, most_rows, lengths, padding)
     # Iterations of a phase that goes in one dispatch have no dispatch of their own.
-    decode_dispatch_s = 0.0 if profile.phase_s else profile.dispatch_s
+    decode_dispatch_s = 0.0 if profile.phase_s else profile.iteration_dispatch_s
     return UnitCosts(
         kind=profile.device_kind,
         tensor=tensor,
@@ -82,7 +83,7 @@ def unit_costs(
             for level, link in links.items()
         },
         hand_over_decode_s={
-            level: _from_one(link.transfer_s(rows * activation_bytes) + profile.dispatch_s)
+            level: _from_one(link.transfer_s(rows * activation_bytes) + profile.iteration_dispatch_s)
             for level, link in links.items()
         },
         weights_bytes=block_bytes(spec, tensor, profile.dtype),
@@ -136,6 +137,10 @@ class _Reader:
 def _encode_exact(reader: _Reader, rows: Floats, lengths: Lengths) -> tuple[Floats, Floats, Floats]:
     mean, mean2 = lengths.mean_input, lengths.mean_input2
     layer = reader.layer("encode", rows * mean**2 / mean2, mean2 / mean)
+    workload = lengths.workload
+    tokens, places = np.unique(workload.input_tokens, return_inverse=True)
+    shares = np.bincount(places, weights=workload.probability)
+    layer[1] = shares @ reader.layer("encode", np.ones(len(tokens)), tokens.astype(np.float64))
     return layer, reader.embed(rows * mean), reader.head(rows)
 
 

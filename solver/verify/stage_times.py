@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 from solver.facts.cluster import Cluster, Link
@@ -27,6 +28,7 @@ class Setting:
     Attributes:
       profiles: device kind -> profile.
       mean, mean2: E[I] and E[I^2] of prompts.
+      prompts: length in tokens -> its share of requests.
       least, most: shortest prompt, longest prompt plus answer, in tokens.
     """
 
@@ -35,21 +37,25 @@ class Setting:
     profiles: dict[str, Profile]
     mean: float
     mean2: float
+    prompts: dict[int, float]
     least: int
     most: int
 
 
 def setting_of(spec: ModelSpec, cluster: Cluster, profiles: Sequence[Profile], workload: Workload) -> Setting:
     mean = mean2 = 0.0
+    prompts: dict[int, float] = {}
     for share, length in zip(workload.probability.tolist(), workload.input_tokens.tolist(), strict=True):
         mean += share * length
         mean2 += share * length * length
+        prompts[length] = prompts.get(length, 0.0) + share
     return Setting(
         spec,
         cluster,
         {profile.device_kind: profile for profile in profiles},
         mean,
         mean2,
+        prompts,
         min(workload.input_tokens.tolist()),
         max((workload.input_tokens + workload.output_tokens).tolist()),
     )
@@ -106,12 +112,26 @@ class StageTimes:
         return below * (1 - share) + share * _between_rows(lambda whole: self._decode_whole_s(whole, high), rows)
 
     def _encode_whole_s(self, prompts: int) -> float:
-        """As the uniform batch with the same sum of tokens and of squared lengths."""
+        """One prompt at each of its lengths; more as the uniform batch of the same tokens and squared lengths."""
         mean, mean2 = self._setting.mean, self._setting.mean2
+        if prompts == 1:
+            return self._encode_ends_s(self._one_prompt_s, mean, 1)
         return self._encode_call_s(prompts * mean * mean / mean2, mean2 / mean, prompts * mean, prompts)
 
+    @functools.cached_property
+    def _one_prompt_s(self) -> float:
+        """Expected seconds of one layer for one prompt."""
+        return sum(part * self._layer_s(1, tokens) for tokens, part in self._setting.prompts.items())
+
+    def _layer_s(self, rows: float, tokens: float) -> float:
+        return sum(share * lookup(times.encode, rows, tokens) for times, share in self._kinds)
+
     def _encode_call_s(self, rows: float, tokens: float, all_tokens: float, sampled: int) -> float:
-        total = self._layers * sum(share * lookup(times.encode, rows, tokens) for times, share in self._kinds)
+        return self._encode_ends_s(self._layer_s(rows, tokens), all_tokens, sampled)
+
+    def _encode_ends_s(self, layer_s: float, all_tokens: float, sampled: int) -> float:
+        """The stage's layers, what its place in the pipeline adds, and the call's dispatch."""
+        total = self._layers * layer_s
         if self._first:
             total += lookup(self._ends.embed, all_tokens, 0.0)
         if self._link is None:
@@ -126,8 +146,12 @@ class StageTimes:
             total += lookup(self._ends.embed, rows, 0.0)
         if self._link is None:
             # Iterations of a phase that goes in one dispatch have none of their own.
-            return total + lookup(self._ends.head, rows, 0.0) + (0.0 if self.phase_s else self._profile.dispatch_s)
-        return total + transfer_s(self._link, rows * self._token_bytes) + self._profile.dispatch_s
+            return (
+                total
+                + lookup(self._ends.head, rows, 0.0)
+                + (0.0 if self.phase_s else self._profile.iteration_dispatch_s)
+            )
+        return total + transfer_s(self._link, rows * self._token_bytes) + self._profile.iteration_dispatch_s
 
 
 def _between_rows(whole_s: Callable[[int], float], rows: float) -> float:

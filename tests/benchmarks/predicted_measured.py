@@ -2,10 +2,10 @@
 
     python tests/benchmarks/predicted_measured.py --output=tests/benchmarks/results/predicted_measured.json
 
-For each model (the embedded one, the 88M Llama) the profiler times the engine's programs; the closed form of RRA picks
-the schedule with the highest throughput under a tight, a middle and no latency bound; the Runner then executes each of
-them on the real engine at saturation, on answers whose lengths it does not know. Runs of the schedules take turns, with
-a fixed control loop before and after each; a run around which it moved by more than 5% is repeated, at most three
+For each model (the embedded one, the 88M Llama) the profiler times the engine's programs; the planner finds the RRA
+plan with the highest throughput under a tight, a middle and no latency bound; the Runner then executes each plan as it
+stands on the real engine at saturation, on answers whose lengths it does not know. Runs of the schedules take turns,
+with a fixed control loop before and after each; a run around which it moved by more than 5% is repeated, at most three
 times, then kept and counted as noisy. Measured is the steady part of a run, by the rule of the event simulation: from
 the first phase when whoever came first must have gone, to the last phase that admits. Beside it stand two predictions:
 the closed form's for the workload, and the event simulation's for the very requests of the run, run-time correction of
@@ -54,9 +54,11 @@ from solver.facts.model_config import read_model_spec  # noqa: E402
 from solver.facts.profile import Profile  # noqa: E402
 from solver.facts.profile_file import read_profile, write_profile  # noqa: E402
 from solver.facts.workload import Workload, merge  # noqa: E402
-from solver.plan.plan import Plan, make_plan  # noqa: E402
+from solver.plan.bounds import Bounds  # noqa: E402
+from solver.plan.plan import Plan  # noqa: E402
 from solver.plan.schedule import Schedule, StageSpec  # noqa: E402
 from solver.plan.timeline import Timeline  # noqa: E402
+from solver.search.planner import Infeasible, PlanRequest, plan_schedule  # noqa: E402
 from solver.simulate.costs import Pipeline, PlacedStage  # noqa: E402
 from solver.simulate.events.arrivals import Demand  # noqa: E402
 from solver.simulate.events.phases import PhaseLoop  # noqa: E402
@@ -69,6 +71,7 @@ from solver.simulate.unit_costs import unit_costs  # noqa: E402
 
 REPEATS_OF_NOISY_RUNS = 3
 GOALS = {"throughput": 0.08, "p99": 0.09}
+PLANNED_PERCENTILE = 99.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,51 +172,59 @@ def setting_of(task: Task, profile: Profile) -> Setting:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chosen:
-    """A schedule for one bound, and what the closed form says of it.
+    """A plan for one bound, and what the closed form says of it at the 99th percentile.
 
     Attributes:
-      bound_s: of latency.
-      schedule: its decode batch is the expected one, rounded.
+      bound_s: of latency, at `PLANNED_PERCENTILE`.
+      plan: as the planner made it.
       fixed: with B_E as it stands.
       closed: with the mean batch that holds the rounded decode batch, as the runner's correction does.
     """
 
     bound_s: float
-    schedule: Schedule
+    plan: Plan
     fixed: Figures
     closed: Figures
 
 
 def choose(setting: Setting) -> list[Chosen]:
-    """The best of all (B_E, N_D) under a tight bound (a half above the least latency), a middle one and none."""
-    rows, longest = setting.task.max_rows, setting.lengths.most_decode
-    batches, iterations = (column.ravel() for column in np.meshgrid(np.arange(1, rows + 1), np.arange(1, longest + 1)))
-    points = evaluate_rra(
-        setting.pipeline, setting.lengths, setting.conditions, batches, iterations, padding=setting.padding
-    )
-    fits = (points.max_rows <= rows) & (points.throughput_rps > 0)
-    least_s = float(points.latency_s[fits].min())
-    free_s = float(points.latency_s[fits][np.argmax(points.throughput_rps[fits])])
-    found = []
-    for bound_s in (1.5 * least_s, math.sqrt(1.5 * least_s * free_s), math.inf):
-        kept = np.flatnonzero(fits & (points.latency_s <= bound_s))
-        best = int(kept[np.argmax(points.throughput_rps[kept])])
-        max_rows, batch = int(points.max_rows[best]), int(points.encode_batch[best])
-        expected = float(points.decode_batch[best])
-        schedule = Schedule(
-            policy="rra",
-            encode_batch=batch,
-            decode_iterations=int(points.decode_iterations[best]),
-            decode_batch=min(max_rows, max(1, round(expected))),
-            max_rows=max_rows,
-            stages=(StageSpec("both", (0, setting.pipeline.stages[0].layers), (0,), 1),),
-            micro_batch=max_rows,
-            encode_micro_batch=batch,
-        )
-        fixed = Figures(float(points.throughput_rps[best]), float(points.latency_s[best]))
-        corrected = closed_form(setting, schedule, batch * schedule.decode_batch / expected)
-        found.append(Chosen(bound_s, schedule, fixed, corrected))
-    return found
+    """The planner's answers to a tight bound (a half above the least latency), a middle one, and none.
+
+    Bounds hold at a higher percentile than is compared: N_D just long enough for 99% of the answers to end within one
+    phase would leave it to the draw whether the p99 is one period or two.
+    """
+    try:
+        ask(setting, 1e-9)
+        raise RuntimeError("a plan within a nanosecond")
+    except Infeasible as error:
+        least_s = error.nearest_latency_s or math.nan
+    free = ask(setting, None)
+    assert free.prediction is not None, "a planned plan predicts"
+    tight_s = 1.5 * least_s
+    plans = [ask(setting, tight_s), ask(setting, math.sqrt(tight_s * free.prediction.latency_s)), free]
+    return [_chosen(setting, plan) for plan in plans]
+
+
+def ask(setting: Setting, bound_s: float | None) -> Plan:
+    """The RRA plan with the highest throughput on this device."""
+    profile, name = setting.profile, setting.task.name
+    bounds = Bounds(latency_s=bound_s, latency_percentile=PLANNED_PERCENTILE)
+    request = PlanRequest(
+        read_model_spec(setting.task.directory()), name, load_cluster("cpu"), (profile,), setting.workload, bounds,
+        policies=("rra",), margin=0.0, dtype=profile.dtype, cache_dtype=profile.cache_dtype,
+    )  # fmt: skip
+    return plan_schedule(request).plan
+
+
+def _chosen(setting: Setting, plan: Plan) -> Chosen:
+    schedule = plan.schedule
+    assert plan.prediction is not None, "a planned plan predicts"
+    assert plan.bounds is not None, "a planned plan has bounds"
+    share = schedule.decode_batch / plan.prediction.decode_batch
+    fixed = closed_form(setting, schedule, schedule.encode_batch)
+    corrected = closed_form(setting, schedule, schedule.encode_batch * share)
+    bound_s = math.inf if plan.bounds.latency_s is None else plan.bounds.latency_s
+    return Chosen(bound_s, plan, fixed, corrected)
 
 
 def closed_form(setting: Setting, schedule: Schedule, batch: float) -> Figures:
@@ -232,18 +243,6 @@ def closed_form(setting: Setting, schedule: Schedule, batch: float) -> Figures:
     before_s = float(points.period_s[0])
     period_s = before_s - float(points.encode_s[0]) + encode_s
     return Figures(batch / period_s, float(points.latency_s[0]) * period_s / before_s)
-
-
-def plan_of(setting: Setting, schedule: Schedule) -> Plan:
-    return make_plan(
-        read_model_spec(setting.task.directory()),
-        schedule,
-        model=setting.task.name,
-        dtype=setting.profile.dtype,
-        cache_dtype=setting.profile.cache_dtype,
-        cache_tokens=setting.workload.most_tokens,
-        max_prompt_tokens=setting.workload.most_input,
-    )
 
 
 def run(executor: LocalExecutor, plan: Plan, inputs: np.ndarray, outputs: np.ndarray, vocab: int) -> list[Finished]:
@@ -307,11 +306,10 @@ def compare(setting: Setting, runs: int, requests: int, seed: int) -> list[dict[
     chosen = choose(setting)
     engines = []
     for one in chosen:
-        plan = plan_of(setting, one.schedule)
-        engine = Engine(stage, plan)
+        engine = Engine(stage, one.plan)
         engine.warm_up()
-        engines.append((plan, LocalExecutor(engine)))
-        print(f"{setting.task.name}: bound {one.bound_s:.4g} s: {one.schedule}", flush=True)
+        engines.append((one.plan, LocalExecutor(engine)))
+        print(f"{setting.task.name}: bound {one.bound_s:.4g} s: {one.plan.schedule}", flush=True)
     measured: list[list[Figures]] = [[] for _ in chosen]
     simulated: list[list[Figures]] = [[] for _ in chosen]
     noisy = [0 for _ in chosen]
@@ -363,12 +361,13 @@ def _report(chosen: Chosen, measured: list[Figures], simulated: list[Figures], n
             statistics.median(f.throughput_rps for f in figures), statistics.median(f.p99_s for f in figures)
         )
 
+    schedule = chosen.plan.schedule
     return {
         "latency_bound_s": None if math.isinf(chosen.bound_s) else chosen.bound_s,
-        "encode_batch": chosen.schedule.encode_batch,
-        "decode_iterations": chosen.schedule.decode_iterations,
-        "decode_batch": chosen.schedule.decode_batch,
-        "max_rows": chosen.schedule.max_rows,
+        "encode_batch": schedule.encode_batch,
+        "decode_iterations": schedule.decode_iterations,
+        "decode_batch": schedule.decode_batch,
+        "max_rows": schedule.max_rows,
         "measured": dataclasses.asdict(median(measured)),
         "closed_form": dataclasses.asdict(chosen.closed),
         "closed_form_fixed_batch": dataclasses.asdict(chosen.fixed),

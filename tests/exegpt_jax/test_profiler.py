@@ -297,7 +297,11 @@ def test_command_composes_from_tables(tmp_path: Path, capsys: pytest.CaptureFixt
     profile = read_profile(output)
     assert profile.tensor_degrees == (2,)
     check_fits(profile, read_model_spec(presets.find("models", "llama-3-8b")), "h100-80g", "bfloat16")
-    for wish, complaint in (("--tensor=3", "tensor: 3 is not in the tables"), ("--device_kind=abacus", "abacus")):
+    for wish, complaint in (
+        ("--tensor=3", "tensor: 3 is not in the tables"),
+        ("--device_kind=abacus", "abacus"),
+        (f"--tables={tmp_path}", "name the folder of published tables with --tables=DIR"),
+    ):
         output.unlink(missing_ok=True)
         assert cli.main([*arguments, wish]) == 1
         assert complaint in capsys.readouterr().err

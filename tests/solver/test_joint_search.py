@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -13,7 +14,8 @@ from solver.facts.cluster import Cluster
 from solver.plan.bounds import Bounds
 from solver.plan.plan import Plan
 from solver.search.device_time import device_time_rps
-from solver.search.family import Family, family_bounds
+from solver.search.family import Family, parts
+from solver.search.family_bounds import family_bounds
 from solver.search.placement.layout import level_between
 from solver.search.placement.pools import share_pools
 from solver.search.planner import Infeasible, PlanRequest, plan_schedule
@@ -81,9 +83,10 @@ def random_placement(rng: np.random.Generator, setting: Setting) -> Placed:
 def test_no_placement_beats_the_bounds_of_its_family(ragged: bool, bounded: bool) -> None:
     rng = np.random.default_rng(7)
     looked_at = 0
-    for seed in range(6):
-        setting = make_setting(request(seed, ragged))
-        for _ in range(6):
+    for seed in range(24 if FULL else 4):
+        layout = "slots" if seed % 2 else "paged"
+        setting = make_setting(request(seed, ragged, cache_layout=layout))
+        for _ in range(4):
             placed = random_placement(rng, setting)
             stages = len(placed.pipeline.stages)
             m_e, m_d = (int(rng.choice(micro_batch_counts(stages))) for _ in range(2))
@@ -93,17 +96,67 @@ def test_no_placement_beats_the_bounds_of_its_family(ragged: bool, bounded: bool
             latency_s = float(np.median(points.latency_s)) if bounded else math.inf
             held = dataclasses.replace(setting, limits=Limits(latency_s))
             kept = (points.throughput_rps > 0) & (points.latency_s <= latency_s)
-            family = Family((max(1, stages - 1), stages + int(rng.integers(0, 2))), m_e, m_d)
-            bounds = family_bounds(held, share_pools(setting.pools, 1)[0], family)
-            for boxes in (
-                Boxes(batch, batch, iterations, iterations),
-                Boxes(batch, batch + 3, np.maximum(1, iterations - 2), iterations),
-            ):
-                bound = bounds.bound(boxes, False)
-                assert (bound.throughput_rps[kept] >= points.throughput_rps[kept] * (1 - 1e-9)).all()
-                assert (bound.latency_s[kept] <= points.latency_s[kept] * (1 + 1e-9)).all()
-            looked_at += int(kept.sum())
-    assert looked_at > 200
+            whole = Family((1, 4), m_e, m_d)
+            share = points.memory_bytes.max(axis=0) / placed.usable_bytes(held)[0]
+            for family in chain_of(whole, placed):
+                bounds, memory = family_bounds(held, share_pools(setting.pools, 1)[0], family)
+                for boxes in (
+                    Boxes(batch, batch, iterations, iterations),
+                    Boxes(batch, batch + 3, np.maximum(1, iterations - 2), iterations),
+                ):
+                    bound = bounds.bound(boxes, False)
+                    assert (bound.throughput_rps[kept] >= points.throughput_rps[kept] * (1 - 1e-9)).all()
+                    assert (bound.latency_s[kept] <= points.latency_s[kept] * (1 + 1e-9)).all()
+                    finite = np.isfinite(bound.memory_share)
+                    assert (bound.memory_share[finite] <= share[finite] * (1 + 1e-9)).all()
+                if setting.conditions.cache_layout == "slots":
+                    assert (memory.share(points.max_rows, batch) <= share * (1 + 1e-9)).all()
+                looked_at += int(kept.sum())
+    assert looked_at > 600
+
+
+def chain_of(family: Family, placed: Placed) -> list[Family]:
+    """The family, that of its parts which holds the placement, and so on down to the smallest."""
+    stages = placed.pipeline.stages
+    counts = sorted(collections.Counter(stage.tensor for stage in stages).items())
+    highest = sum(stage.layers for stage in stages if stage.tensor == counts[-1][0])
+    found = [family]
+    while True:
+        holding = [
+            part
+            for part in parts(found[-1], (1, 2, 4), 4, LAYERS)
+            if part.stages[0] <= len(stages) <= part.stages[1]
+            and part.counts in (None, tuple(counts))
+            and (part.layers is None or part.layers[0] <= highest <= part.layers[1])
+        ]
+        if not holding:
+            return found
+        assert len(holding) == 1, "the parts of a family overlap or leave something out"
+        found += holding
+
+
+def test_parts_of_a_family_hold_every_placement_once() -> None:
+    degrees, devices, layers = (1, 2, 4, 8), 12, 9
+    smallest, waiting = [], [Family((1, 9), 1, 1)]
+    while waiting:
+        found = parts(waiting[-1], degrees, devices, layers)
+        family = waiting.pop()
+        waiting += found
+        smallest += [] if found else [family]
+    counts = {family.counts for family in smallest}
+    every = {
+        tuple((tensor, n) for tensor, n in zip(degrees, each, strict=True) if n)
+        for each in itertools.product(range(13), repeat=4)
+        if 1 <= sum(each) <= 9 and np.dot(each, degrees) <= devices
+    }
+    assert counts == every
+    for chosen in counts:
+        ranges = [family.layers for family in smallest if family.counts == chosen]
+        assert chosen is not None
+        if len(chosen) == 2:
+            assert sorted(ranges) == [(k, k) for k in range(chosen[1][1], layers - chosen[0][1] + 1)]
+        else:
+            assert ranges == [None]
 
 
 def brute_force(asked: PlanRequest) -> float:

@@ -51,6 +51,23 @@ def test_mixed_prompts_cost_their_tokens_and_their_squares() -> None:
     assert unit.encode_s[40] > 1.03 * mean_length
 
 
+def test_one_prompt_costs_the_mean_over_its_lengths() -> None:
+    """Where the table begins at one row, a mix of one row cannot be looked up as fewer rows of longer prompts."""
+    workload = paper_task("S")
+    profile = polynomial_profile(2e-6, 3e-9)
+    layers = tuple(
+        dataclasses.replace(times, encode=table(times.encode.seconds[1:], times.encode.first[1:], times.encode.second))
+        for times in profile.layers
+    )
+    profile = dataclasses.replace(profile, layers=layers)
+    unit = unit_costs(profile, SPEC, lengths_of(workload, "encode"), small_cluster(), 1, 4)
+    prompts, p = workload.input_tokens.astype(float), workload.probability
+    expected = float(p @ (2e-6 * prompts + 3e-9 * prompts**2))
+    assert unit.encode_s[1] == pytest.approx(expected, rel=1e-9)
+    longer = float(p @ prompts**2 / (p @ prompts))
+    assert 2e-6 * longer + 3e-9 * longer**2 > 1.05 * expected
+
+
 def test_layer_kinds_hand_overs_and_dispatch() -> None:
     rng = np.random.default_rng(1)
     spec = dataclasses.replace(SPEC, layers=(*SPEC.layers, LayerRun(SPEC.layers[0].kind, 2)))

@@ -196,7 +196,7 @@ class RraBounds:
             fewest = np.maximum(b0, np.ceil(b0 * shape.held_low - 2e-9))
             rows = np.clip(quantile, fewest, np.maximum(fewest, b0 * shape.held_most_low))
             tokens = b0 * shape.tokens_low + z * np.sqrt(np.maximum(0.0, b0 * shape.tokens_variance_low))
-            share = self._memory.share(rows, tokens * (1 - ROUNDING)) * (1 - ROUNDING)
+            share = self._memory.share(rows, tokens * (1 - ROUNDING), b0) * (1 - ROUNDING)
         return np.where((peak > self._most_rows) | (b0 > self._most_encode), np.inf, share)
 
 

@@ -20,20 +20,24 @@ from solver.simulate.points import Conditions
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MemoryFloor:
-    """Bytes per device that a stage holds at least: fixed + row x allocated rows + token x tokens of residents.
+    """Bytes that a stage holds at least: fixed + row x allocated rows + token x tokens of residents + batch x B_E.
 
     Attributes:
-      fixed_bytes, row_bytes, token_bytes, capacity_bytes: float64 [stages].
+      fixed_bytes, row_bytes, token_bytes, capacity_bytes: float64 [stages], or [ways to count].
+      batch_bytes: the same; None: B_E is left out.
     """
 
     fixed_bytes: Floats
     row_bytes: Floats
     token_bytes: Floats
     capacity_bytes: Floats
+    batch_bytes: Floats | None = None
 
-    def share(self, rows: Floats, tokens: Floats) -> Floats:
+    def share(self, rows: Floats, tokens: Floats, batch: Floats | None = None) -> Floats:
         """float64 [boxes]: of the capacity, on the stage that is fullest; above 1 nothing fits."""
         held = self.fixed_bytes + self.row_bytes * rows[:, None] + self.token_bytes * tokens[:, None]
+        if batch is not None and self.batch_bytes is not None:
+            held = held + self.batch_bytes * batch[:, None]
         return (held / self.capacity_bytes).max(axis=1)
 
     @property
