@@ -140,7 +140,7 @@ def succession(before: Plan, engine: Engine, usable_bytes: int) -> Succession:
 def pipeline_succession(before: Plan, executor: PipelineExecutor, usable_bytes: int) -> PipelineSuccession:
     """From one plan to that of an executor on the same stages, which is compiled here."""
     plan, compiled = executor.plan, len(executor.compile())
-    stages = [engine.stage for engine in executor.pipeline.engines]
+    stages = [engine.stage for engine in executor.pipeline.decoders]
     if not carries(stages[0].spec, before, plan, usable_bytes):
         return PipelineSuccession(executor, None, compiled)
     rows, now = (part_plan(each).schedule.max_rows for each in (before, plan))

@@ -10,10 +10,12 @@ import jax
 from exegpt_jax.runner.build import Assembled, Say, device_bytes, keep_programs, out_of_memory_named, silent, warm
 from exegpt_jax.weights.loading import load_stage
 from solver.facts.model_config import read_model_spec
-from solver.plan.memory import memory_table, out_of_memory
+from solver.facts.model_spec import ModelSpec
+from solver.plan.memory import by_device, memory_table, out_of_memory
 from solver.plan.micro_batches import allocated_rows
 from solver.plan.plan import Plan
-from solver.plan.under_way import with_buffers
+from solver.plan.schedule import Schedule
+from solver.plan.under_way import with_buffers, works_apart
 
 
 def build_planned(
@@ -39,17 +41,17 @@ def build_planned(
     spec, schedule = read_model_spec(directory), plan.schedule
     present = jax.local_devices()
     numbers = [number for stage in schedule.stages for number in stage.devices]
-    if len(set(numbers)) < len(numbers) or max(numbers) >= len(present):
+    if _shared(spec, schedule) or max(numbers) >= len(present):
         raise ValueError(
             f"schedule.stages: devices {numbers}, of which this process has 0 to {len(present) - 1} and no stage may "
-            "share one; on CPU --devices makes more"
+            "share one, but under rra one of an encoder's with one of its decoder's; on CPU --devices makes more"
         )
     # Micro-batches of equal size may allocate a few rows more.
     allocated = dataclasses.replace(schedule, max_rows=allocated_rows(schedule))
     memory = with_buffers(memory_table(spec, allocated, plan.buckets, plan.dtype, plan.cache_dtype), spec, plan)
-    usable_bytes = int(device_bytes(present[numbers[0]], len(numbers)) * memory_fraction)
-    if max(each.total_bytes for each in memory) > usable_bytes:
-        raise ValueError(out_of_memory(memory, usable_bytes))
+    usable_bytes = int(device_bytes(present[numbers[0]], len(set(numbers))) * memory_fraction)
+    if max(each.total_bytes for each in by_device(memory)) > usable_bytes:
+        raise ValueError(out_of_memory(by_device(memory), usable_bytes))
     say(f"loading {directory} as {plan.dtype}")
     with out_of_memory_named():
         stages = []
@@ -57,3 +59,12 @@ def build_planned(
             devices = [present[number] for number in stage.devices]
             stages.append(load_stage(directory, spec, stage, plan.dtype, devices))
         return warm(stages, plan, memory, say)
+
+
+def _shared(spec: ModelSpec, schedule: Schedule) -> bool:
+    """Whether a device is in two stages that cannot share it: only phases that take turns can."""
+    apart = works_apart(schedule)
+    groups: dict[bool, list[int]] = {}
+    for stage in schedule.stages:
+        groups.setdefault(not apart and not spec.cached_layers(stage.layers), []).extend(stage.devices)
+    return any(len(set(devices)) < len(devices) for devices in groups.values())

@@ -74,21 +74,36 @@ def _model(plan: Plan, found: AtHand) -> str | None:
             )
     if _is_digest(plan.model) and plan.model != (held := found.checkpoint()):
         return f"model: the plan is of checkpoint {plan.model[:12]}, {found.directory} holds {held[:12]}; {remedy}"
-    for phase, other in (("encode", "decode"), ("decode", "encode")):
-        at = 0
-        for stage in plan.schedule.stages:
-            if stage.role == other:
-                continue
-            if stage.layers[0] != at:
-                return f"schedule.stages: layer {at} is due to {phase}, a stage begins at {stage.layers[0]}; plan again"
-            at = stage.layers[1]
-        if at != found.spec.num_layers:
-            return f"schedule.stages: {at} layers {phase}, {found.directory} has {found.spec.num_layers}; {remedy}"
+    if plan.first_token != found.spec.first_token:
+        return (
+            f"first_token: the plan says {plan.first_token}, {found.directory} has {found.spec.first_token}; {remedy}"
+        )
+    layers = _layers(plan, found, remedy)
+    if layers is not None:
+        return layers
     if plan.cache_tokens > found.spec.max_positions:
         return (
             f"cache_tokens: the plan's rows hold {plan.cache_tokens} positions, {found.directory} has "
             f"{found.spec.max_positions}; {remedy}"
         )
+    return None
+
+
+def _layers(plan: Plan, found: AtHand, remedy: str) -> str | None:
+    """Every layer once in each phase that it works in: an encoder's only encode, its decoder's mainly decode."""
+    layers, encoders = found.spec.num_layers, found.spec.encoder_layers
+    apart = any(stage.role == "decode" for stage in plan.schedule.stages)
+    ranges = {"encode": (0, encoders if encoders and apart else layers), "decode": (encoders, layers)}
+    for phase, (first, end) in ranges.items():
+        at = first
+        for stage in plan.schedule.stages:
+            if stage.role not in (phase, "both") or stage.layers[1] <= first:
+                continue
+            if max(stage.layers[0], first) != at:
+                return f"schedule.stages: layer {at} is due to {phase}, a stage begins at {stage.layers[0]}; plan again"
+            at = stage.layers[1]
+        if at != end:
+            return f"schedule.stages: {at} layers {phase}, {found.directory} has {end}; {remedy}"
     return None
 
 

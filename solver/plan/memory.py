@@ -137,6 +137,20 @@ def memory_table(
     return tuple(table)
 
 
+def by_device(table: Sequence[DeviceMemory]) -> tuple[DeviceMemory, ...]:
+    """One entry per device: what stages that share one hold there together, under the number of the last of them."""
+    found: dict[int, DeviceMemory] = {}
+    for entry in table:
+        before = found.get(entry.device)
+        sums = {
+            field.name: getattr(entry, field.name) + (0 if before is None else getattr(before, field.name))
+            for field in dataclasses.fields(entry)
+            if field.name.endswith("_bytes")
+        }
+        found[entry.device] = dataclasses.replace(entry, **sums)
+    return tuple(found.values())
+
+
 def rows_that_fit(memory_of: Callable[[int], Sequence[DeviceMemory]], usable_bytes: int, limit: int) -> int:
     """The most rows, at most `limit`, with which every device stays within `usable_bytes`.
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import random
+from pathlib import Path
 
 import jax
 import pytest
 
 from exegpt_jax.engine.apart import WaaExecutor
+from exegpt_jax.engine.api import Executor
 from exegpt_jax.engine.compiling import forbid_compilations
 from exegpt_jax.engine.pipeline_executor import PipelineExecutor
+from exegpt_jax.runner.build_planned import build_planned
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.sharding.mesh import make_mesh
 from exegpt_jax.sharding.stage import Stage, blueprint
-from solver.facts.model_config import parse_config
+from exegpt_jax.weights.checkpoint import SINGLE
+from solver.facts.model_config import parse_config, read_model_spec
 from solver.plan.buckets import Buckets
-from solver.plan.plan import Plan
+from solver.plan.fits import AtHand, check_fits
+from solver.plan.plan import Plan, from_json
 from solver.plan.schedule import Role, Schedule, StageSpec
 from tests.exegpt_jax.plain_loop import PlainLoop
 from tests.exegpt_jax.test_runner_engine import CACHE_TOKENS, PROMPT_TOKENS, Heard, requests_of
-from tests.exegpt_jax.tiny_models import CONFIGS, expected_params, random_tensors
+from tests.exegpt_jax.tiny_models import CONFIGS, expected_params, random_tensors, write_tensors
 
-SPEC = parse_config({**CONFIGS["t5-v1.1"], "num_decoder_layers": 2, "decoder_start_token_id": 7})
+CONFIG = {**CONFIGS["t5-v1.1"], "num_decoder_layers": 2, "decoder_start_token_id": 7}
+SPEC = parse_config(CONFIG)
 LAYERS, ENCODERS = SPEC.num_layers, SPEC.encoder_layers
 Cut = tuple[tuple[int, int, int], ...]
 """(first layer, end, tensor degree) of each stage."""
@@ -49,14 +57,16 @@ def plan_of(policy: str, cut: Cut, parts: int = 2, rows: int = 6, encode_batch: 
     return Plan("test", "float32", "float32", CACHE_TOKENS, PROMPT_TOKENS, schedule, buckets, "decode")
 
 
+def weights() -> dict[str, np.ndarray]:
+    """A checkpoint whose logits lie well apart."""
+    tensors = random_tensors(SPEC, seed=3)
+    return {name: 1.5 * x.shape[-1] ** -0.5 * x if x.ndim == 2 else 1 + 0.1 * x for name, x in tensors.items()}
+
+
 def stage_of(stage: StageSpec) -> Stage:
-    """The stage on its devices, without compiling anything; logits lie well apart."""
+    """The stage on its devices, without compiling anything."""
     layout = blueprint(SPEC, stage, "float32", make_mesh([jax.devices()[device] for device in stage.devices]))
-    tensors = {
-        name: 1.5 * x.shape[-1] ** -0.5 * x if x.ndim == 2 else 1 + 0.1 * x
-        for name, x in random_tensors(SPEC, seed=3).items()
-    }
-    params = expected_params(SPEC, tensors, stage.tensor, stage.layers)
+    params = expected_params(SPEC, weights(), stage.tensor, stage.layers)
     return layout.bind([jax.device_put(params[leaf.path].astype(leaf.dtype), leaf.sharding) for leaf in layout.leaves])
 
 
@@ -65,12 +75,16 @@ def loop() -> PlainLoop:
     return PlainLoop(stage_of(StageSpec("both", (0, LAYERS), (0,), 1)), CACHE_TOKENS)
 
 
-def run(plan: Plan, loop: PlainLoop, seed: int, count: int) -> Runner:
-    """Everybody's tokens, some cancelled on the way; afterwards nothing is left."""
+def executor_of(plan: Plan) -> Executor:
     stages = [stage_of(stage) for stage in plan.schedule.stages]
     apart = plan.schedule.policy != "rra"
     executor = WaaExecutor(stages, plan, checked=True) if apart else PipelineExecutor(stages, plan)
     executor.warm_up()
+    return executor
+
+
+def run(plan: Plan, executor: Executor, loop: PlainLoop, seed: int, count: int) -> Runner:
+    """Everybody's tokens, some cancelled on the way; afterwards nothing is left."""
     heard, rng, requests = Heard(), random.Random(seed), requests_of(seed, count)
     runner = Runner(plan, executor, heard)
     with forbid_compilations():
@@ -89,7 +103,8 @@ def check_stages(plan: Plan, runner: Runner) -> None:
     """Read back from the Timeline: who encoded, who decoded, on what degree, in how many micro-batches."""
     entries, schedule = list(runner.timeline), plan.schedule
     decoders = {index for index, stage in enumerate(schedule.stages) if stage.layers[1] > ENCODERS}
-    encoders = {index for index, stage in enumerate(schedule.stages) if stage.role != "decode"}
+    apart = schedule.policy != "rra"
+    encoders = {index for index, stage in enumerate(schedule.stages) if not apart or stage.role == "encode"}
     assert {entry.stage for entry in entries if entry.kind == "decode"} == decoders
     assert {entry.stage for entry in entries if entry.kind == "encode"} == encoders
     assert {(entry.stage, entry.tensor) for entry in entries} == {(i, s.tensor) for i, s in enumerate(schedule.stages)}
@@ -97,14 +112,39 @@ def check_stages(plan: Plan, runner: Runner) -> None:
     assert len(parts) == -(-schedule.decode_batch // schedule.micro_batch)
 
 
-@pytest.mark.parametrize(
-    ("policy", "cut"),
-    [("rra", ((0, 1, 2), (1, 3, 1), (3, 4, 2))), ("waa", ((0, 1, 1), (1, 2, 2), (2, 3, 1), (3, 4, 2)))],
-    ids=["rra", "waa"],
-)
-def test_stages_give_the_same_tokens(policy: str, cut: Cut, loop: PlainLoop) -> None:
-    plan = plan_of(policy, cut)
-    check_stages(plan, run(plan, loop, 5, 12))
+def test_encode_devices_hold_the_encoder_and_decode_devices_the_decoder(loop: PlainLoop) -> None:
+    """WAA: activations are handed over, and compared before and after."""
+    plan = plan_of("waa", ((0, 1, 1), (1, 2, 2), (2, 3, 1), (3, 4, 2)))
+    executor = executor_of(plan)
+    assert isinstance(executor, WaaExecutor)
+    check_stages(plan, run(plan, executor, loop, 5, 12))
+
+
+def test_stages_of_encoder_and_decoder_share_devices(loop: PlainLoop, tmp_path: Path) -> None:
+    """RRA: the phases take turns, so the same devices do both; built from a directory and a plan's file."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_tensors(tmp_path / SINGLE, weights())
+    stages = [StageSpec("encode", (0, 1), (3, 1), 2), StageSpec("encode", (1, 2), (0,), 1)]
+    stages += [StageSpec("decode", (2, 3), (0,), 1), StageSpec("decode", (3, 4), (3, 1), 2)]
+    plan = plan_of("rra", ((0, LAYERS, 1),))
+    plan = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, stages=tuple(stages)))
+    check_fits(plan, "plan", AtHand("here", read_model_spec(tmp_path), lambda: "", ("cpu",) * 4))
+    built = build_planned(tmp_path, from_json(plan.to_json()), compilation_cache=tmp_path / "programs")
+    assert {memory.stage: memory.device for memory in built.memory} == {0: 1, 1: 0, 2: 0, 3: 1}
+    check_stages(plan, run(plan, built.executor, loop, 6, 12))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Stages that leave layers out, or are cut elsewhere than between encoder and decoder."""
+    at_hand = AtHand("here", SPEC, lambda: "", None)
+    for cut in (((0, 2, 1), (2, 4, 1)), ((0, 1, 1), (1, 2, 1), (2, 4, 2))):
+        check_fits(plan_of("waa", cut), "plan", at_hand)
+    for cut in (((0, 3, 1), (3, 4, 1)), ((0, 2, 1), (3, 4, 1)), ((1, 2, 1), (2, 4, 1)), ((0, 2, 1), (2, 3, 1))):
+        with pytest.raises(ValueError, match=r"plan: schedule\.stages: "):
+            check_fits(plan_of("waa", cut), "plan", at_hand)
+    other = dataclasses.replace(plan_of("rra", ((0, 4, 1),)), first_token="encode")
+    with pytest.raises(ValueError, match="plan: first_token: the plan says encode, here has decode"):
+        check_fits(other, "plan", at_hand)
 
 
 def random_cut(rng: random.Random, policy: str) -> Cut:
@@ -126,4 +166,4 @@ def test_random_plans_give_the_same_tokens(loop: PlainLoop, seed: int) -> None:
         policy = rng.choice(["rra", "waa"])
         rows = rng.choice([4, 6])
         plan = plan_of(policy, random_cut(rng, policy), rng.choice([1, 2]), rows, rng.randint(1, 2), rng.randint(1, 6))
-        check_stages(plan, run(plan, loop, seed, 16))
+        check_stages(plan, run(plan, executor_of(plan), loop, seed, 16))
