@@ -2,7 +2,8 @@
 
 usage: exegpt simulate PLAN.json [--workload=FILE --rate=REQUESTS_PER_SECOND --timeline=TRACE.json --report=FILE.html].
 Without arrival times or --rate somebody always waits, which measures capacity. A workload with arrival times is
-replayed as it was, --speed times as fast. The last line is SIMULATE {json}.
+replayed as it was, --speed times as fast. --highest_rate looks for the highest rate of arrivals, the trace compressed
+in time, at which every bound of the plan holds, waits included, and shows that run. The last line is SIMULATE {json}.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -25,6 +27,7 @@ from solver.report.charts import Pair, pair_chart, plan_charts, timeline_chart, 
 from solver.simulate.events.arrivals import Demand, arriving, replay, saturated
 from solver.simulate.events.lengths import BatchSource
 from solver.simulate.events.outcome import Outcome
+from solver.simulate.events.rate import HighestRate, highest_rate
 from solver.simulate.events.simulation import simulate
 from solver.simulate.from_plan import conditions_of, machines_of
 
@@ -39,6 +42,9 @@ flags.DEFINE_float(
     "rate", None, "requests a second that arrive, a Poisson process; not with a trace", flag_values=FLAGS
 )
 flags.DEFINE_float("speed", 1.0, "compresses the arrival times of a trace", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "highest_rate", False, "find the highest rate of arrivals at which the plan keeps its bounds", flag_values=FLAGS
+)
 flags.DEFINE_bool("saturate", False, "ignore arrival times: somebody always waits", flag_values=FLAGS)
 flags.DEFINE_bool(
     "corrected", True, "hold the planned decode batch by correcting the encode batch, as the runner does",
@@ -58,33 +64,109 @@ def main(argv: list[str]) -> int:
     outputs.check_target("report", FLAGS.report, (".html", ".svg"))
     facts = planning.inputs_for(plan, FLAGS, unchanged=False)
     demand = _demand(plan, facts.workload)
+    if FLAGS.highest_rate and not _bounded(plan):
+        raise ValueError("highest_rate: the plan has no bound, so no rate is too high; plan with --latency_bound_s=..")
     # Programs of compiled shapes cost what the very batch is rounded up to.
     padded = any(profile.padded for profile in facts.profiles)
     by_kind = {profile.device_kind: profile for profile in facts.profiles}
     source = BatchSource(by_kind, facts.spec, facts.cluster, plan.buckets)
-    began_s = time.monotonic()
-    with Display() as display, display.working(f"simulating {len(demand)} requests"):
-        outcome = simulate(
+    conditions, machines = (
+        conditions_of(plan),
+        machines_of(plan, facts.spec, facts.cluster, facts.profiles, facts.workload),
+    )
+
+    def run(demand: Demand) -> Outcome:
+        return simulate(
             plan.schedule,
-            machines_of(plan, facts.spec, facts.cluster, facts.profiles, facts.workload),
+            machines,
             demand,
-            conditions_of(plan),
+            conditions,
             first_token=facts.spec.first_token,
             corrected=FLAGS.corrected,
             replicas=plan.replicas,
             fused=not padded,
             source=source if padded else None,
         )
+
+    began_s = time.monotonic()
+    found: HighestRate | None = None
+    with Display() as display, display.working(f"simulating {len(demand)} requests"):
+        if FLAGS.highest_rate:
+            found = _highest_rate(plan, facts.workload, run)
+        outcome = run(demand) if found is None or found.outcome is None else found.outcome
     seconds = time.monotonic() - began_s
     pairs = compared(plan, outcome)
     Console(highlight=False, soft_wrap=True).print(_table(pairs, f"{plan.schedule.policy} on {facts.workload.name}"))
+    summary = _summary(outcome)
+    if found is not None:
+        summary |= _rates(plan, facts.workload, found)
+        print(_words(summary, found))
     if FLAGS.timeline:
         outcome.timeline.write_chrome_trace(Path(FLAGS.timeline))
     if FLAGS.report:
         charts = [pair_chart(pairs, "simulated"), timeline_chart(outcome.timeline), *plan_charts(plan)]
         write_report(FLAGS.report, f"{facts.model_name}, simulated on {facts.workload.name}", charts)
-    print(f"SIMULATE {json.dumps({**_summary(outcome), 'seconds': round(seconds, 3)}, allow_nan=False)}")
+    print(f"SIMULATE {json.dumps({**summary, 'seconds': round(seconds, 3)}, allow_nan=False)}")
     return 0
+
+
+def _bounded(plan: Plan) -> bool:
+    bounds = plan.bounds
+    return bounds is not None and any(b is not None for b in (bounds.latency_s, bounds.ttft_s, bounds.tpot_s))
+
+
+def _highest_rate(plan: Plan, workload: Workload, run: Callable[[Demand], Outcome]) -> HighestRate:
+    """Of a trace, how many times as fast; of draws, requests per second. Latency counts from arrival."""
+    bounds = plan.bounds
+    assert bounds is not None, "a plan with bounds"
+    conditions = dataclasses.replace(conditions_of(plan), clock="arrival")
+    limits = [(bounds.latency_s, Outcome.latency_s), (bounds.ttft_s, Outcome.ttft_s), (bounds.tpot_s, Outcome.tpot_s)]
+
+    def at(speed: float) -> Outcome:
+        if _has_arrivals(workload):
+            assert workload.trace is not None
+            return run(replay(workload.trace, speed))
+        return run(arriving(workload, _count(plan), speed, seed=FLAGS.seed))
+
+    def holds(outcome: Outcome) -> bool:
+        return all(limit is None or figure(outcome, conditions) <= limit for limit, figure in limits)
+
+    capacity = plan.prediction.throughput_rps if plan.prediction else 1.0
+    first = capacity / _mean_rate(workload) if _has_arrivals(workload) else 0.8 * capacity
+    return highest_rate(at, holds, first=first)
+
+
+def _has_arrivals(workload: Workload) -> bool:
+    return workload.trace is not None and workload.trace.arrival_s is not None
+
+
+def _mean_rate(workload: Workload) -> float:
+    """Requests per second of a trace as it was recorded."""
+    assert workload.trace is not None
+    assert workload.trace.arrival_s is not None
+    times_s = workload.trace.arrival_s
+    if times_s[-1] <= times_s[0]:
+        raise ValueError(f"highest_rate: all requests of {workload.name} arrive at once; use another workload")
+    return float((len(times_s) - 1) / (times_s[-1] - times_s[0]))
+
+
+def _rates(plan: Plan, workload: Workload, found: HighestRate) -> dict[str, object]:
+    per_speed = _mean_rate(workload) if _has_arrivals(workload) else 1.0
+    failed = found.failed * per_speed
+    rates: dict[str, object] = {
+        "highest_rate_rps": found.speed * per_speed,
+        "failed_rate_rps": failed if math.isfinite(failed) else None,
+    }
+    return {**rates, "highest_speed": found.speed} if _has_arrivals(workload) else rates
+
+
+def _words(summary: dict[str, object], found: HighestRate) -> str:
+    if found.outcome is None:
+        return f"no rate keeps the bounds: even {summary['failed_rate_rps']:.4g} requests/s breaks one"
+    return (
+        f"bounds hold, waits included, up to {summary['highest_rate_rps']:.4g} requests/s "
+        f"({found.runs} runs of the event simulation)"
+    )
 
 
 def compared(plan: Plan, outcome: Outcome) -> list[Pair]:

@@ -231,6 +231,30 @@ def test_simulate_finds_what_is_predicted(toy: Path, planned: Path, tmp_path: Pa
     assert found["latency_p99_from_arrival_s"] >= found["latency_p99_from_encode_s"]
 
 
+def test_simulate_finds_the_highest_rate(toy: Path, planned: Path, tmp_path: Path, run: Callable) -> None:
+    plan = from_json(planned.read_text())
+    assert plan.prediction is not None
+    assert plan.bounds is not None
+    # Room above the latency without waits, so that there is a rate at all.
+    bound_s = 1.5 * plan.prediction.latency_s
+    bounded = tmp_path / "bounded.json"
+    bounded.write_text(dataclasses.replace(plan, bounds=dataclasses.replace(plan.bounds, latency_s=bound_s)).to_json())
+    status, out, errors = run("simulate", str(bounded), *inputs(toy), "--highest_rate", "--requests=20000")
+    assert status == 0, errors
+    found = last_line(out, "SIMULATE")
+    assert 0 < found["highest_rate_rps"] < found["failed_rate_rps"] <= 1.01 * found["highest_rate_rps"]
+    assert found["highest_rate_rps"] < 1.1 * plan.prediction.throughput_rps
+    assert found["latency_p99_from_arrival_s"] <= bound_s
+    failed = f"--rate={found['failed_rate_rps']}"
+    status, out, errors = run("simulate", str(bounded), *inputs(toy), failed, "--requests=20000")
+    assert status == 0, errors
+    assert last_line(out, "SIMULATE")["latency_p99_from_arrival_s"] > bound_s
+    bounded.write_text(dataclasses.replace(plan, bounds=dataclasses.replace(plan.bounds, latency_s=None)).to_json())
+    status, _, errors = run("simulate", str(bounded), *inputs(toy), "--highest_rate")
+    assert status == 1
+    assert "highest_rate: the plan has no bound" in errors
+
+
 def test_diff_shows_what_changed(toy: Path, planned: Path, tmp_path: Path, run: Callable) -> None:
     other = tmp_path / "other.json"
     plan = from_json(planned.read_text())
