@@ -198,7 +198,8 @@ def _check_memory(wishes: Wishes, spec: ModelSpec, tensor: int) -> None:
     table = memory_table(spec, schedule, buckets, wishes.dtype, wishes.cache_dtype)
     usable_bytes = int(device_bytes(jax.local_devices()[0], tensor) * _MEMORY_FRACTION)
     if max(memory.total_bytes for memory in table) > usable_bytes:
-        raise ValueError(out_of_memory(table, usable_bytes))
+        remedy = "lower --max_rows or --cache_tokens, or profile a higher --tensor"
+        raise ValueError(out_of_memory(table, usable_bytes, remedy))
 
 
 def _measure(

@@ -173,8 +173,11 @@ def rows_that_fit(memory_of: Callable[[int], Sequence[DeviceMemory]], usable_byt
     return fitting
 
 
-def out_of_memory(table: Sequence[DeviceMemory], usable_bytes: int) -> str:
-    """One line that says by how much the fullest device overflows and which flags change that."""
+FEWER_BYTES = "raise --memory_fraction, lower --max_rows or --cache_tokens, or raise --tensor"
+
+
+def out_of_memory(table: Sequence[DeviceMemory], usable_bytes: int, remedy: str = FEWER_BYTES) -> str:
+    """One line that says by how much the fullest device overflows and which flags of the command change that."""
     fullest = max(table, key=lambda memory: memory.total_bytes)
     parts = ", ".join(
         f"{field.name.removesuffix('_bytes')} {format_bytes(getattr(fullest, field.name))}"
@@ -183,7 +186,7 @@ def out_of_memory(table: Sequence[DeviceMemory], usable_bytes: int) -> str:
     )
     return (
         f"memory: device {fullest.device} needs {format_bytes(fullest.total_bytes)} ({parts}) but may use "
-        f"{format_bytes(usable_bytes)}; raise --memory_fraction, lower --max_rows or --cache_tokens, or raise --tensor"
+        f"{format_bytes(usable_bytes)}; {remedy}"
     )
 
 
