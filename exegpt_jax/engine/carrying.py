@@ -1,10 +1,10 @@
 """Carrying arrays from one stage's devices to another's: dispatched at once, waiting for nothing, altering no byte.
 
-    cut on the senders' mesh -> each shard from device to device -> join on the receivers' mesh
+    cut on the senders' mesh -> shards from device to device -> join on the receivers' mesh
 
 `jax.device_put` onto a sharding whose shards the source does not hold waits for the source and copies through the host.
-So keys and values are cut to measure first (`exegpt_jax.engine.head_routes`), shards are sent one by one, and the array
-is put together from them. Equal degrees, or heads that are only repeated, need no program at all.
+So keys and values are cut to measure first (`exegpt_jax.engine.head_routes`), shards are put device by device, and the
+arrays are put together from them. Equal degrees, or heads that are only repeated, need no program at all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from exegpt_jax.engine.api import EngineError
 from exegpt_jax.engine.cache import CacheSpec, Layers
 from exegpt_jax.engine.compiling import Program, Recipe
 from exegpt_jax.engine.head_routes import Heads, head_routes
+from exegpt_jax.sharding.mesh import make_mesh
 
 Key = tuple[object, ...]
 
@@ -30,15 +31,16 @@ _HEADS = PartitionSpec(None, "tensor")
 
 def carry_whole(arrays: Sequence[Array], mesh: Mesh) -> list[Array]:
     """Copies, whole on every device of `mesh`, of arrays that are whole on every device of theirs."""
-    devices = list(mesh.devices.flat)
-    buffers = []
-    for array in arrays:
-        senders = len(array.sharding.device_set)
-        # Every sender serves its share of the receivers.
-        buffers += [array.addressable_data(rank % senders) for rank in range(len(devices))]
-    moved = _travel(buffers, devices)
     sharding = NamedSharding(mesh, PartitionSpec())
-    return [_assembled(array.shape, sharding, own) for array, own in zip(arrays, moved, strict=True)]
+    senders = len(arrays[0].sharding.device_set)
+    if senders == mesh.size:
+        return list(jax.device_put(list(arrays), sharding))
+    # Every sender serves its share of the receivers.
+    there = [
+        _put([array.addressable_data(rank % senders) for array in arrays], device)
+        for rank, device in enumerate(mesh.devices.flat)
+    ]
+    return [_assembled(array.shape, sharding, shards) for array, *shards in zip(arrays, *there, strict=True)]
 
 
 class HeadCarrier:
@@ -53,9 +55,9 @@ class HeadCarrier:
     def __init__(self, source: CacheSpec, target: CacheSpec, kv_heads: int, layers: int) -> None:
         self._from, self._into, self._layers = source, target, layers
         self._sends, self._receives = cast(Mesh, source.sharding.mesh), cast(Mesh, target.sharding.mesh)
-        self._devices = list(self._receives.devices.flat)
-        self._routes = head_routes(kv_heads, self._sends.size, len(self._devices))
-        self._piece_heads = len(self._routes.pieces[0][0]) * len(self._devices)
+        self._routes = head_routes(kv_heads, self._sends.size, self._receives.size)
+        # Heads that one device sends, or gets, at a time.
+        self._piece_heads = len(self._routes.pieces[0][0])
         self._run: Mapping[Key, Program] = {}
 
     def recipes(self, shapes: Iterable[tuple[int, int]]) -> dict[Key, Recipe]:
@@ -68,7 +70,7 @@ class HeadCarrier:
                 given = self._abstract(self._from, self._from.kv_heads, rows, length)
                 found["cut", rows, length] = Recipe(f"cut {name}", jax.jit(self._cut), (given,))
             if not routes.straight:
-                piece = self._abstract(self._into, self._piece_heads, rows, length)
+                piece = self._abstract(self._into, self._piece_heads * self._receives.size, rows, length)
                 pieces = [piece] * len(routes.messages[0])
                 found["join", rows, length] = Recipe(f"join {name}", jax.jit(self._join), (pieces,))
         return found
@@ -79,28 +81,27 @@ class HeadCarrier:
 
     def carry(self, layers: Layers) -> Layers:
         """The layers on the target's mesh: on their way, not there yet. The source's may be forgotten."""
+        if self._sends.size == self._receives.size:
+            there: Layers = jax.device_put(layers, self._into.sharding)
+            return there
         shape = layers[0][1].shape
         rows, length = shape[0], shape[2]
         pieces = [layers] if self._routes.whole else run(self._run, ("cut", rows, length), layers)
         leaves = [jax.tree.leaves(piece) for piece in pieces]
-        messages = self._routes.messages
-        count = len(messages[0])
-        buffers = [
-            leaves[piece][leaf].addressable_data(sender)
-            for index in range(count)
-            for leaf in range(2 * self._layers)
-            for sender, piece in (own[index] for own in messages)
-        ]
-        arrived = iter(_travel(buffers, self._devices))
-        shapes = self._into.shapes(rows, length, self._piece_heads)
-        whole = [tuple(self._layer(shapes, next(arrived), next(arrived)) for _ in layers) for _ in range(count)]
-        return whole[0] if self._routes.straight else run(self._run, ("join", rows, length), whole)
+        messages = [self._message(leaves, index) for index in range(len(self._routes.messages[0]))]
+        return messages[0] if self._routes.straight else run(self._run, ("join", rows, length), messages)
 
-    def _layer(
-        self, shapes: tuple[tuple[int, ...], tuple[int, ...]], keys: Sequence[Array], values: Sequence[Array]
-    ) -> tuple[Array, Array]:
-        sharding = self._into.sharding
-        return _assembled(shapes[0], sharding, keys), _assembled(shapes[1], sharding, values)
+    def _message(self, pieces: Sequence[Sequence[Array]], index: int) -> Layers:
+        """One message of every receiver, on its way."""
+        there = []
+        for device, own in zip(self._receives.devices.flat, self._routes.messages, strict=True):
+            sender, piece = own[index]
+            there.append(_put([leaf.addressable_data(sender) for leaf in pieces[piece]], device))
+        leaves = []
+        for shards in zip(*there, strict=True):
+            rows, heads, *rest = shards[0].shape
+            leaves.append(_assembled((rows, heads * len(shards), *rest), self._into.sharding, shards))
+        return tuple(zip(leaves[::2], leaves[1::2], strict=True))
 
     # Programs. Every device works on its own shard, so that nothing is exchanged.
 
@@ -149,11 +150,10 @@ def _take(x: Float[Array, "rows heads a b"], table: Sequence[Heads], mesh: Mesh)
     return jax.shard_map(take, mesh=mesh, in_specs=_HEADS, out_specs=_HEADS)(x)
 
 
-def _travel(buffers: Sequence[Array], devices: Sequence[jax.Device]) -> list[list[Array]]:
-    """Buffers, each on one device, to the devices in turn; as many at a time as there are devices."""
-    moved = jax.device_put(list(buffers), list(devices) * (len(buffers) // len(devices)))
-    return [moved[first : first + len(devices)] for first in range(0, len(moved), len(devices))]
+def _put(shards: Sequence[Array], device: jax.Device) -> Sequence[Array]:
+    """Single-device arrays on another device: as a sharding, which takes them all at once, unlike a bare device."""
+    return jax.device_put(list(shards), NamedSharding(make_mesh([device]), PartitionSpec()))
 
 
-def _assembled(shape: tuple[int, ...], sharding: NamedSharding, buffers: Sequence[Array]) -> Array:
-    return jax.make_array_from_single_device_arrays(shape, sharding, buffers)
+def _assembled(shape: tuple[int, ...], sharding: NamedSharding, shards: Sequence[Array]) -> Array:
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
