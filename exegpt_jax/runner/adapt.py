@@ -2,9 +2,9 @@
 
 A pure function of the plan, of what is in force, and of the estimate. Within the margins the planner has worked out
 controls for every drift that it tried (`solver.search.margins`); of those for lengths at least as long as the estimate,
-the nearest are taken, so that bounds that they keep are kept. Where a plan promises nothing (flags made it), B_E
-follows the lengths so that the planned decode batch is held (Little's law). No drift is believed that its own error
-explains.
+the nearest are taken, so that bounds that they keep are kept: their N_D, and their decode batch, which B_E follows from
+(Little's law). Where a plan promises nothing (flags made it), its own decode batch is held. No drift is believed that
+its own error explains.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from solver.plan.schedule import Schedule
 
 # Rows that must have ended before the estimate counts.
 LEAST_REQUESTS = 64
-# Standard errors by which a mean must have moved.
-SURE = 3.0
+# Standard errors by which a mean must have moved; and those taken off a drift that is held against the margins, where
+# a false alarm costs no more than another plan for what was seen.
+SURE, LIKELY = 3.0, 1.0
 # Drifts up to this ask for no new plan, however narrow the margins are.
 LEAST_MARGIN = 0.05
 # A drift that far behind an entry of the table is still served by it, and a mean that moved by less has not moved.
@@ -133,8 +134,8 @@ def _used(
     ):
         if drift is None or planned is None:
             continue
-        sure = max(0.0, abs(drift) - SURE * error / planned)
-        used += sure / max(high if drift > 0 else -low, LEAST_MARGIN)
+        likely = max(0.0, abs(drift) - LIKELY * error / planned)
+        used += likely / max(high if drift > 0 else -low, LEAST_MARGIN)
     return used
 
 
@@ -148,17 +149,13 @@ def _schedule(plan: Plan, estimate: Estimate, input_drift: float, output_drift: 
     planned = plan.schedule
     if planned.policy != "rra":
         return planned  # the others have no controls that follow lengths
-    batch, iterations, rows = _table(plan, output_drift)
-    periods = max(estimate.mean_periods(iterations), 1.0 / planned.max_rows)
-    if output_drift is None or not _reaches(plan.margins, output_drift):
-        batch = round(rows / periods)
-    else:
-        rows = round(batch * periods)
+    iterations, held = _table(plan, output_drift)
     margins = plan.margins
     if margins is not None and input_drift > max(margins.input_drift_high, LEAST_MARGIN):
         # A phase then encodes as many tokens as planned.
-        batch, rows = round(batch / (1 + input_drift)), round(rows / (1 + input_drift))
-    batch, rows = (min(max(1, value), planned.max_rows) for value in (batch, rows))
+        held /= 1 + input_drift
+    periods = max(estimate.mean_periods(iterations), 1.0 / planned.max_rows)
+    batch, rows = (min(max(1, round(value)), planned.max_rows) for value in (held / periods, held))
     bands = planned_bands(
         batch, rows, planned.max_rows, estimate.inputs.mean, estimate.mean_input2, plan.max_prompt_tokens
     )
@@ -167,24 +164,16 @@ def _schedule(plan: Plan, estimate: Estimate, input_drift: float, output_drift: 
     )
 
 
-def _table(plan: Plan, output_drift: float | None) -> tuple[int, int, int]:
-    """B_E, N_D and B_D for a drift: of the entries that are at least as long, the nearest; else the longest."""
-    planned = plan.schedule
-    own = planned.encode_batch, planned.decode_iterations, planned.decode_batch
+def _table(plan: Plan, output_drift: float | None) -> tuple[int, float]:
+    """N_D and B_D for a drift: of the entries that are at least as long, the nearest; else the longest."""
+    own = plan.schedule.decode_iterations, float(plan.schedule.decode_batch)
     if plan.margins is None or output_drift is None:
         return own
     margins = plan.margins
     entries = {0.0: own}
     for each in margins.neighbours:
         within = margins.output_drift_low <= each.output_drift <= margins.output_drift_high
-        if within and each.encode_batch and each.decode_iterations and each.decode_batch:
-            entries[each.output_drift] = each.encode_batch, each.decode_iterations, each.decode_batch
+        if within and each.decode_iterations and each.decode_batch:
+            entries[each.output_drift] = each.decode_iterations, float(each.decode_batch)
     long_enough = [drift for drift in entries if drift >= output_drift - _TOLERANCE]
     return entries[min(long_enough) if long_enough else max(entries)]
-
-
-def _reaches(margins: Margins | None, output_drift: float) -> bool:
-    """Whether an entry of the table stands for the drift; beyond the ends the decode batch of the last is held."""
-    if margins is None:
-        return False
-    return margins.output_drift_low - LEAST_MARGIN <= output_drift <= margins.output_drift_high + _TOLERANCE

@@ -200,7 +200,8 @@ class Follower:
             assert estimate is not None
             self._beyond(phase, decision, estimate, executor)
         else:
-            if decision.requests > 0:
+            # What is looked at again is known when enough of it has ended.
+            if decision.requests >= SETTLE:
                 self._settling = False
             if decision.kind == "adjust" or decision.reason != self._said:
                 self._record(phase, decision.kind, _numbers(decision))

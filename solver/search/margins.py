@@ -12,12 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from solver.facts.workload import Workload, merge
+from solver.facts.workload import Floats, Workload, merge
 from solver.plan.certificate import Margins, Neighbour
 from solver.search.outcome import Best
 from solver.search.rra_search import limits_of, rra_evaluator, search_pipeline
 from solver.search.setting import Setting, make_setting
 from solver.search.uniform import Placed, again
+from solver.simulate.lengths import residents
 
 _DRIFTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _NEIGHBOURS = (-0.3, -0.15, 0.15, 0.3)
@@ -76,27 +77,58 @@ def drifted(
 
 
 def _within(setting: Setting, best: Best, sign: int) -> list[Neighbour]:
-    """Controls for rising drift in that direction, as far as the runner, which corrects B_E, keeps every bound at N_D.
+    """Controls for rising drift in that direction, as far as some that keep N_D keep every bound.
 
-    It admits from half to twice the planned batch, so that residents stay within the rows that are allocated; fewer
-    iterations than planned need no other programs.
+    The runner holds a decode batch by correcting B_E, so these are looked at by the batch that they hold, up to the
+    planned one, whose rows are allocated; at N_D it corrects from half to twice the planned B_E. Fewer iterations than
+    planned need no other programs.
     """
-    batch, planned = int(best.points.encode_batch[0]), int(best.points.decode_iterations[0])
-    batches = np.arange(-(-batch // 2), 2 * batch + 1)
+    planned = int(best.points.decode_iterations[0])
     lengths = np.unique(np.round(np.linspace(1, planned, _ITERATIONS)).astype(np.int64))
-    grid = [column.ravel() for column in np.meshgrid(batches, lengths)]
     found: list[Neighbour] = []
     for drift in _DRIFTS:
         other, placed = _under(setting, best, sign * drift)
-        points = rra_evaluator(other, placed, best.encode_micro_batches, best.decode_micro_batches)(*grid)
-        held = limits_of(other, placed).kept(points) & (points.max_rows <= best.points.max_rows[0])
-        if not (held & (points.decode_iterations == planned)).any():
+        tried = [_best_held(other, placed, best, int(n)) for n in lengths]
+        if tried[-1] is None:
             break
-        at = int(np.argmax(np.where(held, points.throughput_rps, -1.0)))
-        controls = int(points.encode_batch[at]), int(points.decode_iterations[at])
-        rps, rows = float(points.throughput_rps[at]) * placed.copies, round(float(points.decode_batch[at]))
-        found.append(Neighbour(sign * drift, *controls, rps, max(1, rows)))
+        rps, iterations, rows, batch = max(each for each in tried if each is not None)
+        found.append(Neighbour(sign * drift, max(1, round(batch)), iterations, rps * placed.copies, rows))
     return found
+
+
+def _best_held(setting: Setting, placed: Placed, best: Best, iterations: int) -> tuple[float, int, int, float] | None:
+    """(throughput of a copy, N_D, B_D, mean B_E) of the decode batch that answers most within the bounds; or None.
+
+    B_E is then no whole number; between two, times and throughput are taken from the line between theirs.
+    """
+    planned, most = int(best.points.encode_batch[0]), max(1, round(float(best.points.decode_batch[0])))
+    rows = np.arange(1, most + 1)
+    batch = rows / residents(setting.lengths, iterations).rows[0]
+    if iterations == best.points.decode_iterations[0]:
+        rows, batch = (column[(batch >= planned / 2) & (batch <= 2 * planned)] for column in (rows, batch))
+    else:
+        rows, batch = rows[batch <= 2 * planned], batch[batch <= 2 * planned]
+    evaluate = rra_evaluator(setting, placed, best.encode_micro_batches, best.decode_micro_batches)
+    whole = np.arange(1, int(np.ceil(batch.max(initial=1.0))) + 1)
+    points = evaluate(whole, np.full_like(whole, iterations))
+
+    def between(column: Floats) -> Floats:
+        # Below one request a phase, the phases with one are no shorter.
+        return np.asarray(np.interp(batch, whole, column), np.float64)
+
+    limits, held = setting.limits, np.ones(len(rows), bool)
+    for limit, column in (
+        (limits.latency_s, points.latency_s),
+        (limits.ttft_s, points.ttft_s),
+        (limits.tpot_s, points.tpot_s),
+    ):
+        if np.isfinite(limit):
+            held &= between(column) <= limit
+    if not held.any():
+        return None
+    rps = between(points.throughput_rps) * np.minimum(1.0, batch)
+    at = int(np.argmax(np.where(held, rps, -1.0)))
+    return float(rps[at]), iterations, int(rows[at]), float(batch[at])
 
 
 def _input_reach(setting: Setting, best: Best, sign: int) -> float:

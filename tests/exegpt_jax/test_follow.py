@@ -136,7 +136,7 @@ def test_within_the_margins_the_schedule_is_adjusted() -> None:
     assert len(adjusted) <= 6  # some on the way
     final = adjusted[-1].numbers
     assert (final["encode_batch"], final["decode_iterations"]) == (3, N)
-    assert final["output_tokens"] == pytest.approx(20, abs=1.5)
+    assert 17 < final["output_tokens"] < 21  # type: ignore[operator]
     assert drive.records("beyond") == []
     batches = [len(rows) for rows in _encoded(drive)]
     assert np.mean(batches[-40:-10]) == pytest.approx(3, abs=0.5)

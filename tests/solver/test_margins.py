@@ -17,10 +17,11 @@ from solver.search.proof.branch_and_bound import search
 from solver.search.proof.envelopes import lower, upper
 from solver.search.proof.floors import floors_of
 from solver.search.proof.limits import Limits
-from solver.search.rra_search import limits_of, rra_evaluator, search_rra
+from solver.search.rra_search import rra_evaluator, search_rra
 from solver.search.setting import make_setting
 from solver.search.uniform import again
 from solver.simulate.costs import Pipeline
+from solver.simulate.lengths import residents
 from solver.simulate.rra import evaluate_rra
 from tests.solver.search_cases import small_setting
 from tests.solver.test_branch_and_bound import MOST_ENCODE, MOST_ITERATIONS, make_instance
@@ -117,6 +118,7 @@ def test_limits_within_a_band_are_tighter() -> None:
 
 @pytest.mark.parametrize("seed", [5, 8])
 def test_controls_within_the_margins_keep_every_bound_on_the_plan_s_own_rows(seed: int) -> None:
+    """Entries hold a decode batch: both whole B_E around the one that does so are looked at again."""
     setting = small_setting(seed)
     best = search_rra(setting, Tally(0.0, math.inf), lambda *_: None).best
     if best is None:
@@ -126,22 +128,28 @@ def test_controls_within_the_margins_keep_every_bound_on_the_plan_s_own_rows(see
     assert drifts == sorted(drifts)
     assert margins.mean_output_tokens == pytest.approx(setting.workload.mean_output)
     assert margins.mean_input_tokens == setting.workload.mean_input
-    rows, iterations = int(best.points.max_rows[0]), int(best.points.decode_iterations[0])
+    most, iterations = float(best.points.decode_batch[0]), int(best.points.decode_iterations[0])
     for each in margins.neighbours:
         if not margins.output_drift_low <= each.output_drift <= margins.output_drift_high:
             continue
         assert each.encode_batch is not None
         assert each.decode_iterations is not None
+        assert each.decode_batch is not None
+        assert each.throughput_rps is not None
         assert each.decode_iterations <= iterations
+        assert each.decode_batch <= max(1, round(most))
         workload = drifted(setting.workload, each.output_drift, setting.conditions.cache_tokens)
         other = make_setting(setting.request, workload)
         placed = again(other, best.placed)
         evaluate = rra_evaluator(other, placed, best.encode_micro_batches, best.decode_micro_batches)
-        points = evaluate(np.array([each.encode_batch]), np.array([each.decode_iterations]))
-        assert limits_of(other, placed).kept(points).all()
-        assert points.max_rows[0] <= rows
-        assert each.throughput_rps == pytest.approx(float(points.throughput_rps[0]) * placed.copies)
-        assert each.decode_batch == max(1, round(float(points.decode_batch[0])))
+        batch = each.decode_batch / residents(other.lengths, each.decode_iterations).rows[0]
+        assert each.encode_batch == max(1, round(batch))
+        around = np.maximum(1, [math.floor(batch), math.ceil(batch)])
+        points = evaluate(around, np.full(2, each.decode_iterations))
+        assert points.latency_s.min() <= other.limits.latency_s
+        assert points.ttft_s.min() <= other.limits.ttft_s
+        rps = points.throughput_rps * placed.copies * min(1.0, batch)
+        assert rps.min() * (1 - 1e-9) <= each.throughput_rps <= rps.max() * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("side", ["input", "output"])
