@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from exegpt_jax.engine import compiling
 from exegpt_jax.engine.api import NO_SLOT, DecodeResult, EncodeCall, EncodeResult, Pending, PhaseCommand
@@ -52,21 +52,28 @@ class PipelineExecutor:
         self._slots: PipelineSlots
         self._rounds: DecodeRounds | None = None
 
-    def warm_up(self, progress: Progress = lambda name, done, total: None) -> tuple[Program, ...]:
-        """Compiles what the plan can reach on every stage, and allocates the cache."""
-        programs = self.compile(progress)
+    def warm_up(
+        self, progress: Progress = lambda name, done, total: None, kinds: Container[str] | None = None
+    ) -> tuple[Program, ...]:
+        """Compiles what the plan can reach on every stage (or only these kinds), and allocates the cache."""
+        programs = self.compile(progress, kinds)
         self._begin()
         self._compiled_before = compiling.compilations()
         return programs
 
-    def compile(self, progress: Progress = lambda name, done, total: None) -> tuple[Program, ...]:
+    def compile(
+        self, progress: Progress = lambda name, done, total: None, kinds: Container[str] | None = None
+    ) -> tuple[Program, ...]:
         """The first half of `warm_up`: nothing is run, no cache is made."""
         engines = self.pipeline.engines
         total = sum(len(engine.recipes()) for engine in engines)
         programs: tuple[Program, ...] = ()
         for engine in engines:
             before = len(programs)
-            programs += engine.warm_up(lambda name, done, _, before=before: progress(name, before + done, total))  # type: ignore[misc]
+            programs += engine.warm_up(
+                lambda name, done, _, before=before: progress(name, before + done, total),  # type: ignore[misc]
+                kinds,
+            )
         compiling.listen()
         return programs
 
