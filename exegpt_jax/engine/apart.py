@@ -88,11 +88,15 @@ class WaaExecutor:
       plan: of a policy that works apart.
       clock: of the Runner, for the times of each stage.
       checked: compares every payload before and after its hand-over, which waits for both; for tests.
+
+    Attributes:
+      stages, plan, clock: as given.
     """
 
     def __init__(
         self, stages: Sequence[Stage], plan: Plan, clock: Callable[[], float] = time.monotonic, *, checked: bool = False
     ) -> None:
+        self.stages, self.clock = tuple(stages), clock
         specs = sides(plan.schedule.stages)
         encode, decode = ([stage for stage in stages if stage.stage.devices in _devices(side)] for side in specs)
         self.plan = plan
@@ -121,6 +125,13 @@ class WaaExecutor:
 
         `progress` counts the programs of one stage, or of the road between, at a time.
         """
+        programs = self.compile(progress)
+        self._begin()
+        self._compiled_before = compiling.compilations()
+        return programs
+
+    def compile(self, progress: Progress = lambda name, done, total: None) -> tuple[Program, ...]:
+        """The first half of `warm_up`: nothing is run, no cache is made."""
         programs: tuple[Program, ...] = ()
         for engine in self._encoders.engines:
             programs += engine.warm_up(progress, _ENCODE_PROGRAMS)
@@ -130,9 +141,14 @@ class WaaExecutor:
         kinds = (*_DECODE_PROGRAMS, "encode") if self._hands_activations else _DECODE_PROGRAMS
         for each in decoders:
             programs += each.warm_up(progress, kinds)
-        self._begin()
-        self._compiled_before = compiling.compilations()
         return programs
+
+    def take_over(self, before: WaaExecutor) -> None:
+        """Begins where another plan on the same stages has come to rest; its cache is freed first. Compiled so far."""
+        before._decodes.forget()
+        before._encoders.forget()
+        self._begin()
+        self._compiled_before = before._compiled_before
 
     def reset(self) -> None:
         """Back to an empty cache; the old one's memory is free before the new one is taken."""

@@ -3,7 +3,8 @@
     prepare (a background thread: compiles, executes nothing) -> Succession -> take_over (the Runner's, between phases)
 
 Where the cache has other rows, the old one is copied into the new one, if the accounting says that both fit at once;
-else, and where the slots lie in other parts, the devices are drained first and the old one is freed.
+else, where the slots lie in other parts, and where encode and decode are apart, the devices are drained first and the
+old one is freed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from exegpt_jax.engine.apart import WaaExecutor
 from exegpt_jax.engine.api import Executor
 from exegpt_jax.engine.compiling import Program, Recipe, compile_all, compile_behind
 from exegpt_jax.engine.engine import Engine
@@ -23,6 +25,7 @@ from solver.facts.model_spec import ModelSpec
 from solver.plan.memory import memory_table
 from solver.plan.micro_batches import decode_parts
 from solver.plan.plan import Plan
+from solver.plan.under_way import works_apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +88,37 @@ class PipelineSuccession:
         return self.executor
 
 
+@dataclasses.dataclass(frozen=True)
+class ApartSuccession:
+    """A plan whose encode and decode stages are apart and run already.
+
+    Attributes:
+      executor: compiled, without a cache.
+      compiled: programs, on all stages and between them.
+      carries: rows would be on their way between the sides at any time.
+    """
+
+    executor: WaaExecutor
+    compiled: int
+    carries: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        return self.executor.plan
+
+    def take_over(self, executor: Executor) -> Executor:
+        assert isinstance(executor, WaaExecutor)
+        self.executor.take_over(executor)
+        return self.executor
+
+
 def stages_of(executor: Executor) -> tuple[Stage, ...] | None:
-    """The stages of an executor that another plan could go on with; None where encode and decode are apart."""
+    """The stages of an executor that another plan could go on with; None of one that has none here."""
     if isinstance(executor, LocalExecutor):
         return (executor.engine.stage,)
     if isinstance(executor, PipelineExecutor):
         return tuple(engine.stage for engine in executor.pipeline.engines)
-    return None
+    return executor.stages if isinstance(executor, WaaExecutor) else None
 
 
 def same_stages(executor: Executor, before: Plan, plan: Plan) -> bool:
@@ -100,11 +127,16 @@ def same_stages(executor: Executor, before: Plan, plan: Plan) -> bool:
     alike = all(getattr(before, name) == getattr(plan, name) for name in ("model", "dtype", "cache_dtype"))
     if stages is None or not alike or plan.schedule.stages != tuple(stage.stage for stage in stages):
         return False
+    apart = works_apart(plan.schedule)
+    if apart or isinstance(executor, WaaExecutor):
+        return apart and isinstance(executor, WaaExecutor)
     # One stage with micro-batches is worked on like several.
     return isinstance(executor, PipelineExecutor) == (len(stages) > 1 or decode_parts(plan.schedule) > 1)
 
 
-def prepare(executor: Executor, before: Plan, plan: Plan, usable_bytes: int) -> Succession | PipelineSuccession:
+def prepare(
+    executor: Executor, before: Plan, plan: Plan, usable_bytes: int
+) -> Succession | PipelineSuccession | ApartSuccession:
     """Compiles the plan for the stages that run; for a thread of its own.
 
     Args:
@@ -116,7 +148,10 @@ def prepare(executor: Executor, before: Plan, plan: Plan, usable_bytes: int) -> 
     stages = stages_of(executor)
     assert stages is not None, "asked only where stages agree"
 
-    def compiled() -> Succession | PipelineSuccession:
+    def compiled() -> Succession | PipelineSuccession | ApartSuccession:
+        if isinstance(executor, WaaExecutor):
+            other = WaaExecutor(stages, plan, executor.clock)
+            return ApartSuccession(other, len(other.compile()))
         if isinstance(executor, PipelineExecutor):
             return pipeline_succession(before, PipelineExecutor(stages, plan, executor.pipeline.clock), usable_bytes)
         engine = Engine(stages[0], plan)

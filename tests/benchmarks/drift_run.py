@@ -200,6 +200,9 @@ class Bench:
                 draws[scenario.part_at(moment / seconds)].ask(asking)
         asking.wait()
         requests, finished = len(asking.outputs), tuple(asking.finished.values())
+        # A plan that is still to come belongs to the end of the run.
+        while follower is not None and (follower.busy or follower.successor is not None):
+            time.sleep(0.1)
         records = tuple(follower.records) if follower is not None else ()
         final_rps = self._probe(asking, draws[-1])
         compilations = asking.runner.stats().compilations

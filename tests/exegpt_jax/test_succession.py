@@ -24,6 +24,7 @@ from solver.plan.buckets import Buckets
 from solver.plan.memory import memory_table
 from solver.plan.plan import Plan
 from solver.plan.schedule import Schedule, StageSpec
+from tests.exegpt_jax import test_waa
 from tests.exegpt_jax.plain_loop import PlainLoop
 from tests.exegpt_jax.random_plans import plan_over, stage_specs, stages_of
 from tests.exegpt_jax.test_runner_engine import Heard
@@ -176,3 +177,24 @@ def test_several_stages_go_on_under_another_plan() -> None:
     # Slots of other parts are other slots.
     other = plan_over(specs, parts=1, buckets=large.buckets)
     assert not carries(spec_of("llama"), small, other, PLENTY)
+
+
+@pytest.mark.full
+def test_sides_that_are_apart_come_to_rest_and_begin_again() -> None:
+    """More rows per phase on the same weights; payloads under way are waited for."""
+    before = test_waa.plan_of(test_waa.ONE_STAGE)
+    plan = test_waa.plan_of(dataclasses.replace(test_waa.ONE_STAGE, encode_batch=2, max_rows=8))
+    first = test_waa.executor_of(before)
+    assert same_stages(first, before, plan)
+    assert not same_stages(first, before, plan_of(6))
+    other = prepare(first, before, plan, PLENTY)
+    assert not other.carries
+    requests = requests_of(5, 20)
+    with compiling.forbid_compilations():
+        runner = run(first, before, {6: other}, requests)
+    stage = test_waa.stage_of(StageSpec("both", (0, 3), (0,), 1))
+    runner.heard.check(requests, PlainLoop(stage, CACHE_TOKENS))  # type: ignore[attr-defined]
+    (swap,) = swaps(runner)
+    assert swap["held_s"] > 0  # type: ignore[operator]
+    assert runner.plan == plan
+    assert max(entry.rows for entry in runner.timeline if entry.kind == "decode") > before.schedule.max_rows
