@@ -60,7 +60,7 @@ class Point:
       tensor: degree.
       call: encode (tokens of each prompt) or decode (positions attended to).
       cut: the whole model, or one of its short versions (`short_specs`), which tell layers from ends.
-      kind: index of the layer kind that a short version consists of.
+      kind: index of the short version, of as many as there are.
       rows, tokens: the compiled shape.
       level: 0 at the corners of the grid, rising inwards; level 0 is always measured.
     """
@@ -111,7 +111,7 @@ def _with_halves(rungs: tuple[int, ...]) -> tuple[int, ...]:
 
 def points_of(spec: ModelSpec, tensor: int, limits: Limits) -> tuple[Point, ...]:
     """Every point of one tensor degree, the important ones first."""
-    axes, kinds = axes_of(limits), kinds_of(spec)
+    axes, kinds = axes_of(limits), short_specs(spec)
     encode = [Point(tensor, "encode", "whole", 0, *place) for place in _encode_grid(axes)]
     decode = [
         Point(tensor, "decode", "whole", 0, rows, tokens, level)
@@ -169,7 +169,22 @@ def kinds_of(spec: ModelSpec) -> tuple[LayerKind, ...]:
     return tuple(dict.fromkeys(run.kind for run in spec.layers))
 
 
+def prompt_share(spec: ModelSpec) -> float:
+    """What a decoder layer does with a prompt, its keys and values, as a share of what an encoder layer does.
+
+    By products with weights alone; either is measured in sum.
+    """
+    wide, mlp = spec.heads * spec.head_dim, (3 if spec.gated_mlp else 2) * spec.mlp_size
+    return 2 * wide / (4 * wide + mlp)
+
+
 def short_specs(spec: ModelSpec) -> tuple[ModelSpec, ...]:
-    """For each layer kind the model with a single layer of it; with two, where the model itself has but one layer."""
+    """For each layer kind the model with a single layer of it; with two, where the model itself has but one layer.
+
+    With an encoder, the model with one layer in either stack, or with two where either stack of the model has but one.
+    """
+    if spec.encoder_layers:
+        deep = 2 if min(run.count for run in spec.layers) == 1 else 1
+        return (dataclasses.replace(spec, layers=tuple(LayerRun(kind, deep) for kind in kinds_of(spec))),)
     count = 1 if spec.num_layers > 1 else 2
     return tuple(dataclasses.replace(spec, layers=(LayerRun(kind, count),)) for kind in kinds_of(spec))

@@ -99,17 +99,19 @@ class Probe:
 
 
 def shorten(stage: Stage, spec: ModelSpec) -> Stage:
-    """The stage's own arrays as a model with fewer layers: those of `spec`, each the stage's first of its kind.
+    """The stage's own arrays as a model of other layers: those of `spec`, each the stage's first of its kind.
 
-    Where `spec` has more layers than the stage, they share the arrays.
+    Where `spec` has several layers of a kind, they share the arrays.
     """
     plan = blueprint(spec, dataclasses.replace(stage.stage, layers=(0, spec.num_layers)), stage.dtype, stage.mesh)
     held = {leaf.path: array for leaf, array in zip(stage.blueprint.leaves, stage.params, strict=True)}
-    source = stage.spec.layer_kinds().index(spec.layers[0].kind)
+    sources = [stage.spec.layer_kinds().index(kind) for kind in spec.layer_kinds()]
 
     def array_of(path: str) -> jax.Array:
         parts = path.split(".")
-        return held[".".join((parts[0], str(source), *parts[2:]))] if parts[0] == "blocks" else held[path]
+        if parts[0] != "blocks":
+            return held[path]
+        return held[".".join((parts[0], str(sources[int(parts[1])]), *parts[2:]))]
 
     return plan.bind([array_of(leaf.path) for leaf in plan.leaves])
 

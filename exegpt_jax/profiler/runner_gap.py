@@ -44,6 +44,7 @@ def runner_gap_s(stage: Stage, limits: Limits, cache_dtype: str) -> float:
         max_prompt_tokens=prompt,
         schedule=schedule,
         buckets=Buckets((encode,), (prompt,), (rows,), (length,)),
+        first_token=stage.spec.first_token,
     )
     engine = Engine(stage, plan)
     engine.warm_up(kinds=("alloc", "encode", "insert", "decode", "release", "move"))

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from exegpt_jax.profiler.grid import Axes, Call, Point, kinds_of, short_specs
+from exegpt_jax.profiler.grid import Axes, Call, Point, kinds_of, prompt_share, short_specs
 from exegpt_jax.profiler.probe import Sample
 from solver.facts.model_spec import ModelSpec
 from solver.facts.profile import EndTimes, LayerTimes, Mark, Table
@@ -58,7 +58,7 @@ def tables_of(
     spec: ModelSpec, axes: Axes, points: Sequence[Point], samples: Samples, costs: Overheads
 ) -> tuple[tuple[LayerTimes, ...], EndTimes]:
     """Layers and ends of one tensor degree, from the points of that degree."""
-    grids, split = _Grids(points, samples, costs), _Split.of(spec)
+    grids, split, prompts_split = _Grids(points, samples, costs), _Split.of(spec, "decode"), _Split.of(spec, "encode")
     rows, contexts = np.array(axes.decode_rows, np.float64), np.array(axes.contexts, np.float64)
     encode_rows, prompts = np.array(axes.encode_rows, np.float64), np.array(axes.encode_tokens, np.float64)
     decode, encode = (fill(grids.raw(call, axes), *axes.of(call)) for call in ("decode", "encode"))
@@ -72,13 +72,18 @@ def tables_of(
     prompt_tokens = encode_rows[:, None] * prompts
     embed = _slope(
         prompt_tokens - encode_rows[:, None],
-        split.ends(encode, encode_short) - np.interp(encode_rows, rows, ends)[:, None],
+        prompts_split.ends(encode, encode_short) - np.interp(encode_rows, rows, ends)[:, None],
     )
     embed = min(embed, _MOST_EMBED * float((encode / prompt_tokens).min()), float((ends / rows).min()) / 2)
     head = ends - embed * rows
     decode_layers = split.layers(decode, decode_short, ends[:, None])
     encode_ends = np.interp(encode_rows, rows, head)[:, None] + embed * prompt_tokens
-    encode_layers = split.layers(encode, encode_short, encode_ends)
+    encode_layers = prompts_split.layers(encode, encode_short, encode_ends)
+    if spec.encoder_layers:
+        # Measured together: an encoder's layers do not decode, its decoder's make keys and values of the prompt.
+        alone = encode_layers[0] / (1 + prompt_share(spec))
+        encode_layers = [alone, encode_layers[0] - alone]
+        decode_layers = [np.zeros_like(decode_layers[0]), decode_layers[0]]
     layers = tuple(
         LayerTimes(
             tensor=points[0].tensor,
@@ -154,18 +159,25 @@ def fill(raw: Floats, rows: Floats, tokens: Floats) -> Floats:
 class _Split:
     """How a whole model's time divides: W = ends + sum of count x layer, and a short model's S = ends + depth x layer.
 
+    With an encoder, `layer` is one of its layers together with one of its decoder.
+
     Attributes:
       counts: layers of each kind.
       depth: layers of a short model.
     """
 
-    counts: tuple[int, ...]
+    counts: tuple[float, ...]
     depth: int
 
     @staticmethod
-    def of(spec: ModelSpec) -> _Split:
-        kinds = spec.layer_kinds()
-        return _Split(tuple(map(kinds.count, kinds_of(spec))), short_specs(spec)[0].num_layers)
+    def of(spec: ModelSpec, call: Call) -> _Split:
+        kinds, short = spec.layer_kinds(), short_specs(spec)[0]
+        if not spec.encoder_layers:
+            return _Split(tuple(map(kinds.count, kinds_of(spec))), short.num_layers)
+        encoders, share = spec.encoder_layers, prompt_share(spec)
+        decoders = spec.num_layers - encoders
+        pairs = decoders if call == "decode" else (encoders + share * decoders) / (1 + share)
+        return _Split((pairs,), short.encoder_layers)
 
     def ends(self, whole: Floats, shorts: Sequence[Floats]) -> Floats:
         """Seconds of the ends; NaN where a short model was not measured."""

@@ -24,7 +24,7 @@ def check_profile(profile: Profile, what: str) -> None:
         raise ValueError(f"{what}.ends: their tensor degrees are not those of the layers; measure both")
     for i, layer in enumerate(profile.layers):
         _check_table(layer.encode, f"{what}.layers[{i}].encode")
-        _check_table(layer.decode, f"{what}.layers[{i}].decode")
+        _check_table(layer.decode, f"{what}.layers[{i}].decode", idle=layer.kind.name == "encoder")
     for i, end in enumerate(profile.ends):
         _check_table(end.embed, f"{what}.ends[{i}].embed")
         _check_table(end.head, f"{what}.ends[{i}].head")
@@ -35,7 +35,8 @@ def version_line(what: str, version: object) -> str:
     return f"{what}.schema_version: {version}, but this program reads {SCHEMA_VERSION}; profile again"
 
 
-def _check_table(table: Table, what: str) -> None:
+def _check_table(table: Table, what: str, *, idle: bool = False) -> None:
+    """`idle`: a layer that does not run, so that nothing is its time."""
     for name, grid in (("first", table.first), ("second", table.second)):
         if grid.ndim != 1 or not grid.size:
             raise ValueError(f"{what}.{name}: an empty grid; measure again")
@@ -45,7 +46,7 @@ def _check_table(table: Table, what: str) -> None:
     for name, array in (("seconds", table.seconds), ("marks", table.marks)):
         if array.shape != shape:
             raise ValueError(f"{what}.{name}: shape {array.shape} where {shape} belongs")
-    wrong = ~(np.isfinite(table.seconds) & (table.seconds > 0))
+    wrong = ~(np.isfinite(table.seconds) & (table.seconds > 0 if not idle else table.seconds == 0))
     if wrong.any():
         i, j = map(int, np.argwhere(wrong)[0])
         raise ValueError(f"{what}.seconds[{i}][{j}]: {table.seconds[i, j]:g} is no time; measure it again")
