@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -20,6 +21,7 @@ from exegpt_jax.sharding.mesh import make_mesh
 from exegpt_jax.sharding.stage import Stage, blueprint
 from exegpt_jax.weights.checkpoint import SINGLE
 from solver.plan.buckets import Buckets
+from solver.plan.micro_batches import decode_parts
 from solver.plan.plan import Plan, from_json
 from solver.plan.schedule import Role, Schedule, StageSpec
 from tests.exegpt_jax.plain_loop import PlainLoop
@@ -172,6 +174,15 @@ def check(plan: Plan, executor: WaaExecutor, loop: PlainLoop) -> None:
     for entry in runner.timeline:
         seen[entry.kind].add(entry.stage)
         assert entry.tensor in (0, plan.schedule.stages[entry.stage].tensor)
+    decoded = [entry for entry in runner.timeline if entry.kind == "decode"]
+    parts = decode_parts(plan.schedule)
+    assert all(entry.iterations == 1 and entry.micro_batch < parts for entry in decoded)
+    assert {entry.micro_batch for entry in decoded} == set(range(min(parts, plan.schedule.max_rows)))
+    encoded: collections.Counter[int] = collections.Counter()
+    for entry in runner.timeline:
+        if entry.kind == "encode" and entry.stage == 0:
+            encoded[entry.phase] += entry.rows
+    assert 1 <= max(encoded.values()) <= 2 * plan.schedule.encode_batch
     roles = [stage.role for stage in plan.schedule.stages]
     for role, indices in seen.items():
         assert indices == {index for index, own in enumerate(roles) if own == role}
