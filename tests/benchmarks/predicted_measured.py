@@ -440,7 +440,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in flags.models.split(","):
             task = TASKS[name]
-            profile = _profile(task, folder, flags.time_budget_s, flags.reuse)
+            profile = profiled(task, folder, flags.time_budget_s, flags.reuse)
             setting = setting_of(task, profile)
             models[name] = {
                 "profile": {"source": profile.source, "spread": profile.spread, "phase_s": profile.phase_s},
@@ -455,7 +455,7 @@ def main() -> None:
                 output.with_suffix(".md").write_text(table(results))
 
 
-def _profile(task: Task, folder: pathlib.Path, budget_s: float, reuse: bool) -> Profile:
+def profiled(task: Task, folder: pathlib.Path, budget_s: float, reuse: bool) -> Profile:
     """Measures now, unless an older profile will do: the machine's speed today is what counts."""
     if reuse and (folder / f"{task.name}.json").exists():
         return read_profile(folder / f"{task.name}.json")
