@@ -1,4 +1,4 @@
-"""A Profile of any decoder-only model on a device kind that published tables speak for.
+"""A Profile of any decoder-only model, or of a T5, on a device kind that published tables speak for.
 
 One layer is its parts (`solver.importers.parts`) over grids of sizes that hold the tables' own points. `exegpt profile
 --from_tables` and the profiles that ship come from here; `solver.facts.profile_file` finds the latter.
@@ -16,7 +16,7 @@ from solver.facts.profile import EndTimes, LayerTimes, Profile, Table
 from solver.facts.profile_file import shape_digest
 from solver.facts.tensor_degree import tensor_degrees
 from solver.facts.workload import Floats
-from solver.importers import parts
+from solver.importers import encoder_decoder, parts
 from solver.importers.devices import TableDevice, table_device
 from solver.importers.llmservingsim import check_shape
 from solver.importers.log_grid import Times
@@ -61,7 +61,7 @@ def compose(spec: ModelSpec, device_kind: str, dtype: str, model: str = "", tabl
         check_shape(spec, device)
     measured = (1,) if device.single else DEGREES
     degrees = [degree for degree in measured if degree in tensor_degrees(spec)]
-    kinds = sorted({run.kind for run in spec.layers}, key=lambda kind: kind.window_tokens or 0)
+    kinds = sorted(dict.fromkeys(run.kind for run in spec.layers), key=lambda kind: kind.window_tokens or 0)
     return Profile(
         model=model or f"{spec.family} of {spec.num_layers} layers, width {spec.hidden_size}",
         shape=shape_digest(spec),
@@ -80,10 +80,14 @@ def compose(spec: ModelSpec, device_kind: str, dtype: str, model: str = "", tabl
 
 def _layer(folder: Path, device: TableDevice, spec: ModelSpec, tensor: int, kind: LayerKind) -> LayerTimes:
     def encode(rows: Floats, tokens: Floats) -> Times:
+        if spec.encoder_layers:
+            return encoder_decoder.encode_times(folder, device, spec, tensor, kind, rows, tokens)
         dense = parts.dense_parts(folder, device, spec, tensor, rows * tokens)
         return parts.add([*dense, parts.attention_part(folder, device, spec, tensor, kind, "context", rows, tokens)])
 
     def decode(rows: Floats, context: Floats) -> Times:
+        if spec.encoder_layers:
+            return encoder_decoder.decode_times(folder, device, spec, tensor, kind, rows, context)
         dense = parts.dense_parts(folder, device, spec, tensor, rows)
         return parts.add(
             [*dense, parts.attention_part(folder, device, spec, tensor, kind, "generation", rows, context)]

@@ -74,7 +74,7 @@ def _problem(setting: Setting, placed: Placed, points: Points, m_e: int, m_d: in
         patterns=patterns,
         roles=("both",),
         layers=setting.layers,
-        most_stages=min(setting.layers, sum(pool.devices for pool in pools)),
+        most_stages=min(setting.most_stages, sum(pool.devices for pool in pools)),
         micro_batches=(m_e, *(m_d for _ in counts), 1),
         path_ns=(0, *(_return_ns(setting) for _ in counts), 0),
         objective=(rra_period(counts),),

@@ -41,6 +41,10 @@ SEARCHES: Mapping[Policy, Search] = {
 }
 
 
+# Whole prompts, on the devices that decode.
+ENCODER_POLICIES: tuple[Policy, ...] = ("rra", "static", "dsi", "iteration")
+
+
 def plan_schedule(request: PlanRequest, progress: Progress | None = None) -> Planned:
     """The best plan of the policies asked for.
 
@@ -59,7 +63,7 @@ def _planned(setting: Setting, progress: Progress | None, began_s: float, *, wit
     deadline_s = math.inf if request.time_limit_s is None else began_s + request.time_limit_s
     tally = Tally(began_s, deadline_s)
     report: Report = progress if progress is not None else _silent
-    outcomes = {policy: SEARCHES[policy](setting, policy, tally, report) for policy in policies}
+    outcomes = {policy: _searched(setting, policy, tally, report) for policy in policies}
     chosen = _best(outcomes)
     if chosen is None and tally.left_s <= 0:
         raise Infeasible(f"time_limit_s: {request.time_limit_s:g} ended before a plan was found; give more")
@@ -81,6 +85,14 @@ def _planned(setting: Setting, progress: Progress | None, began_s: float, *, wit
     plan = plan_of(setting, chosen, certificate, others, with_margins=with_margins)
     log = tuple(f"{policy}: searched {outcome.proven_over}" for policy, outcome in outcomes.items())
     return Planned(plan, time.monotonic() - began_s, tuple(tally.trace), log)
+
+
+def _searched(setting: Setting, policy: Policy, tally: Tally, report: Report) -> Outcome:
+    if setting.request.spec.encoder_layers and policy not in ENCODER_POLICIES:
+        return Outcome(
+            None, 0.0, "", reason=f"not planned for {setting.request.spec.family}, whose encoder stands apart"
+        )
+    return SEARCHES[policy](setting, policy, tally, report)
 
 
 def plan_front(

@@ -11,6 +11,7 @@ import math
 from solver.facts.cluster import Cluster
 from solver.facts.profile import Profile
 from solver.facts.workload import Workload
+from solver.plan.plan import longest_whole_prompt
 from solver.search.placement.pools import Pool, check_degrees, pools_of
 from solver.search.proof.limits import Limits
 from solver.search.request import PlanRequest
@@ -65,6 +66,11 @@ class Setting:
         return self.request.spec.num_layers
 
     @property
+    def most_stages(self) -> int:
+        """Of a pipeline that is searched: models with an encoder are not cut, since their layers are not alike."""
+        return 1 if self.request.spec.encoder_layers else self.layers
+
+    @property
     def most_iterations(self) -> int:
         """N_D is sought up to here."""
         return max(1, min(self.lengths.most_decode, MOST_ITERATIONS))
@@ -97,7 +103,13 @@ def make_setting(request: PlanRequest, workload: Workload | None = None) -> Sett
             f"workload: {planned.name} has requests of {planned.most_tokens} tokens, rows hold "
             f"{cache_tokens}; fit it with shorter --input_max and --output_max, or take a model with more positions"
         )
-    max_prompt_tokens = min(request.max_prompt_tokens or planned.most_input, cache_tokens - 1)
+    if planned.most_input > longest_whole_prompt(spec):
+        raise ValueError(
+            f"workload: {planned.name} has prompts of {planned.most_input} tokens, the encoder of {spec.family} reads "
+            f"at most {longest_whole_prompt(spec)} at once; fit it with a shorter --input_max"
+        )
+    wanted = request.max_prompt_tokens or planned.most_input
+    max_prompt_tokens = min(wanted, cache_tokens - 1, longest_whole_prompt(spec))
     lengths = lengths_of(workload, spec.first_token)
     profiles = {profile.device_kind: profile for profile in request.profiles}
     padded = any(profile.padded for profile in request.profiles)

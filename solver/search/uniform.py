@@ -69,7 +69,7 @@ def place(setting: Setting, pool: Pool, tensor: int, role: Role, copies: int = 1
         for host in pool.hosts
         for island in host
         for first in range(0, len(island) - tensor + 1, tensor)
-    ][: setting.layers]
+    ][: setting.most_stages]
     if not groups or tensor > pool.island_size:
         return None
     return placed_on(setting, [tuple(group) for group in groups], pool.kind, role, copies)

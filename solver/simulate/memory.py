@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 
 from solver.facts.model_spec import ModelSpec
+from solver.facts.parameters import parameters
 from solver.facts.workload import Floats, Ints
-from solver.plan.memory import DeviceMemory, cache_row_bytes, memory_table, weight_bytes
+from solver.plan.memory import DeviceMemory, cache_row_bytes, dtype_bytes, memory_table, weight_bytes
 from solver.plan.plan import make_buckets
 from solver.plan.schedule import Role, Schedule, StageSpec
 from solver.simulate.costs import Pipeline, PlacedStage
@@ -25,25 +26,39 @@ Layout = Literal["slots", "paged"]
 
 
 def block_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
-    """Weights of one layer on each device."""
+    """Weights of one layer on each device; where layers differ, less than their mean by a rounding at most."""
+    if spec.encoder_layers:
+        whole = weight_bytes(spec, _stage((0, spec.num_layers), tensor, "both"), dtype)
+        return (whole - embed_bytes(spec, tensor, dtype) - head_bytes(spec, tensor, dtype)) // spec.num_layers
     return weight_bytes(_longer(spec), _stage((1, 2), tensor, "both"), dtype)
 
 
 def embed_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
     """Weights of the embedding on each device of a first stage."""
+    if spec.encoder_layers:
+        return _named_bytes(spec, tensor, dtype, "embed.")
     return weight_bytes(_longer(spec), _stage((0, 1), tensor, "both"), dtype) - block_bytes(spec, tensor, dtype)
 
 
 def head_bytes(spec: ModelSpec, tensor: int, dtype: str) -> int:
-    """Weights of norm and head on each device of a last stage that is not the first, too."""
+    """Weights of norm and head on each device of a last stage that is not the first, too (with an encoder: that is)."""
+    if spec.encoder_layers:
+        return _named_bytes(spec, tensor, dtype, "head.")
     longer = _longer(spec)
     last = _stage((longer.num_layers - 1, longer.num_layers), tensor, "both")
     return weight_bytes(longer, last, dtype) - block_bytes(spec, tensor, dtype)
 
 
 def cache_token_bytes(spec: ModelSpec, tensor: int, cache_dtype: str) -> int:
-    """Cache of one position in one layer on each device."""
+    """Cache of one position in one layer on each device; with an encoder, which keeps none, of the mean layer."""
+    if spec.encoder_layers:
+        return cache_row_bytes(spec, _stage((0, spec.num_layers), tensor, "both"), 1, cache_dtype) // spec.num_layers
     return cache_row_bytes(spec, _stage((0, 1), tensor, "both"), 1, cache_dtype)
+
+
+def _named_bytes(spec: ModelSpec, tensor: int, dtype: str, prefix: str) -> int:
+    found = [each for each in parameters(spec, (0, spec.num_layers), tensor) if each.path.startswith(prefix)]
+    return sum(each.elements_per_device(tensor) for each in found) * dtype_bytes(dtype)
 
 
 def _longer(spec: ModelSpec) -> ModelSpec:

@@ -204,7 +204,7 @@ def _layouts(plan: Plan, spec: ModelSpec, cluster: Cluster, setting: Setting) ->
     for tensor in sorted(set(profile.tensor_degrees) & set(tensor_degrees(spec))):
         groups = _groups(cluster, tensor)
         for count in (1, 2, 3, 4, 6, 8, 12, 16):
-            if count > min(len(groups), spec.num_layers):
+            if count > (1 if spec.encoder_layers else min(len(groups), spec.num_layers)):
                 break
             cuts = [round(i * spec.num_layers / count) for i in range(count + 1)]
             stages = tuple(StageSpec("both", (cuts[i], cuts[i + 1]), groups[i], tensor) for i in range(count))
