@@ -1,7 +1,7 @@
 """What the demo's two processes tell each other: JSON objects, one a line.
 
-The worker says on its standard output what it does; the client asks on the worker's standard input for one schedule
-after the other. The load itself goes over gRPC.
+The client writes orders to the worker's standard input; the worker says on its standard output what it does. The load
+itself goes over gRPC.
 """
 
 from __future__ import annotations
@@ -10,19 +10,56 @@ import dataclasses
 import json
 from typing import IO, Literal
 
-from solver.plan.schedule import Policy
+from solver.plan.timeline import Timeline, TimelineEntry
 
-Step = Literal["say", "tuned", "serving", "failed"]
+Do = Literal["profile", "serve", "stop"]
+Step = Literal["say", "profiled", "serving", "stopped", "failed"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """One setting of a schedule and what it reached in the sweep."""
+class Order:
+    """To the worker.
 
-    policy: Policy
-    encode_batch: int
-    decode_iterations: int
-    requests_per_s: float
+    Attributes:
+      do: "profile": measure the model and write `path`; "serve": run the plan in `path`, with fresh figures; "stop":
+        end it and tell the figures.
+      path: of a file.
+      max_rows: of the profile.
+      budget_s: of the profile.
+      anew: measure even where an earlier demo has.
+    """
+
+    do: Do
+    path: str = ""
+    max_rows: int = 0
+    budget_s: float = 0.0
+    anew: bool = False
+
+    def send(self, stream: IO[str]) -> None:
+        _send(self, stream)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What the worker measured of one plan under load.
+
+    Attributes:
+      fields: as `serving.beside.Beside.fields`.
+      latency_s: p99 of every request, from the start of its encode phase.
+      lines: the same for people.
+      entries: of the timeline, of some phases in the middle.
+    """
+
+    fields: dict[str, object]
+    latency_s: float
+    lines: tuple[str, ...]
+    entries: tuple[dict[str, object], ...] = ()
+
+    def timeline(self) -> Timeline:
+        timeline = Timeline()
+        for entry in self.entries:
+            timeline.add(TimelineEntry(**entry))  # type: ignore[arg-type]
+        return timeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,23 +67,32 @@ class Message:
     """From the worker.
 
     Attributes:
-      step: "say": a line for the operator; "tuned": the sweep is over; "serving": ready for load; "failed": it ends.
-      text: the line; of "serving" the address.
-      trials: the sweep, of "tuned".
-      chosen: the best trial of each policy, of "tuned".
+      step: "say": a line for the operator; "profiled"; "serving": ready for load; "stopped"; "failed": it ends.
+      text: the line; of "serving" the address; of "profiled" what was measured.
+      figures: of "stopped".
     """
 
     step: Step
     text: str = ""
-    trials: tuple[Trial, ...] = ()
-    chosen: tuple[Trial, ...] = ()
+    figures: Figures | None = None
 
     def send(self, stream: IO[str]) -> None:
-        stream.write(json.dumps(dataclasses.asdict(self)) + "\n")
-        stream.flush()
+        _send(self, stream)
+
+
+def _send(said: Order | Message, stream: IO[str]) -> None:
+    stream.write(json.dumps(dataclasses.asdict(said)) + "\n")
+    stream.flush()
+
+
+def parse_order(line: str) -> Order:
+    return Order(**json.loads(line))
 
 
 def parse(line: str) -> Message:
     fields = json.loads(line)
-    trials, chosen = (tuple(Trial(**trial) for trial in fields[name]) for name in ("trials", "chosen"))
-    return Message(fields["step"], fields["text"], trials, chosen)
+    figures = fields.pop("figures")
+    if figures is not None:
+        # JSON knows lists alone.
+        figures = Figures(**{**figures, "lines": tuple(figures["lines"]), "entries": tuple(figures["entries"])})
+    return Message(**fields, figures=figures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import queue
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from serving.demo.messages import Message, parse
+from serving.demo.messages import Figures, Message, Order, Step, parse
 
 _PATIENCE_S = 240.0
 """The longest silence: between two lines nothing takes more than a compilation."""
@@ -21,12 +22,12 @@ _PATIENCE_S = 240.0
 class Worker:
     """A worker process. Its standard error is kept back and shown only if it fails."""
 
-    def __init__(self, directory: Path, max_rows: int, on_line: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._errors: collections.deque[str] = collections.deque(maxlen=20)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "serving.demo.worker", str(directory), str(max_rows)],
+            [sys.executable, "-m", "serving.demo.worker", str(directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -39,8 +40,26 @@ class Worker:
         for work in (self._read_messages, self._read_errors):
             threading.Thread(target=work, daemon=True).start()
 
-    def wait_for(self, step: str) -> Message:
-        """The next message of that kind; lines on the way are shown. Raises ValueError if the worker fails."""
+    def profile(self, path: Path, max_rows: int, budget_s: float, *, anew: bool) -> str:
+        """Has it write the model's profile, which it measures if it must; returns what it says of it."""
+        return self._ask(Order("profile", str(path), max_rows, budget_s, anew), "profiled").text
+
+    def serve(self, plan: Path) -> str:
+        """Has it run that plan, with nothing measured yet; returns the address."""
+        return self._ask(Order("serve", str(plan)), "serving").text
+
+    def stop(self) -> Figures:
+        """Has it end the plan that it runs; returns what it measured."""
+        figures = self._ask(Order("stop"), "stopped").figures
+        assert figures is not None, "something was served"
+        return figures
+
+    def _ask(self, order: Order, step: Step) -> Message:
+        """The answer to an order; lines on the way are shown. Raises ValueError if the worker fails."""
+        assert self._process.stdin is not None
+        # A worker that has ended says why in its last message.
+        with contextlib.suppress(BrokenPipeError):
+            order.send(self._process.stdin)
         while True:
             try:
                 message = self._messages.get(timeout=_PATIENCE_S)
@@ -56,13 +75,6 @@ class Worker:
                 return message
             self._on_line(message.text)
 
-    def serve(self, policy: str) -> str:
-        """Has it serve that policy; returns the address."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(policy + "\n")
-        self._process.stdin.flush()
-        return self.wait_for("serving").text
-
     def __enter__(self) -> Worker:
         return self
 
@@ -70,7 +82,8 @@ class Worker:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=10 if kind is None else 1)
         except subprocess.TimeoutExpired:
@@ -89,11 +102,16 @@ class Worker:
             self._errors.append(line.strip())
 
 
+def cache_folder(name: str) -> Path:
+    """Where this program keeps what it makes again otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "exegpt" / name
+
+
 def _program_cache() -> dict[str, str]:
     """Compiled programs stay on disk, so that the second demo starts at once; the user's own setting comes first."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(Path(base) / "exegpt" / "programs"),
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder("programs")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }

@@ -1,112 +1,198 @@
-"""The demo's server process: one engine, measured once, then served over gRPC under each schedule it is asked for.
+"""The demo's server process: one model, measured once, then served over gRPC under each plan that it is given.
 
-    python -m serving.demo.worker MODEL_DIRECTORY MAX_ROWS
+    python -m serving.demo.worker MODEL_DIRECTORY
 
-Lines on standard input name the policy to serve next; their end ends the process, so it never outlives the client.
+Orders come on standard input (`serving.demo.messages`); their end ends the process, so it never outlives the client.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import gc
+import hashlib
+import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from exegpt_jax.engine.api import Executor
-from exegpt_jax.runner.build import build
+from exegpt_jax.profiler.grid import Limits
+from exegpt_jax.profiler.measure import Wishes, cpu_model, profile_model
+from exegpt_jax.runner.build_planned import build_planned
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.text.prompts import ModelText
-from serving.demo.messages import Message, Trial
-from serving.demo.tuning import best, candidates, measure, plan_for
+from exegpt_jax.weights.digest import checkpoint_digest
+from serving.assemble import Service
+from serving.beside import beside
+from serving.demo.cores import kept_to, split_cores
+from serving.demo.lengths import workload
+from serving.demo.messages import Figures, Message, Order, parse_order
+from serving.demo.process import cache_folder
 from serving.doors import generation, health
 from serving.frontend import Frontend
+from serving.plan_files import read_plan
 from serving.server import ServerOptions, make_server
-from solver.plan.plan import Plan
+from solver.facts.model_config import read_model_spec
+from solver.facts.profile import Profile
+from solver.facts.profile_file import read_profile, write_profile
+from solver.plan.timeline import Timeline
+from solver.simulate.predicted import PhasePredictor
 
-CACHE_TOKENS = 32
-MAX_PROMPT_TOKENS = 11
-"""Of both, what the task needs: <s>, nine digits and the arrow; 14 words and the end of sequence."""
-TRIAL_WAVES = 4
-"""Requests of one trial, in caches full of rows."""
-TRIAL_ROUNDS = 2
+_Result = TypeVar("_Result")
+
+_REPEATS = 3
+_SAY_EVERY_S = 3.0
+_SHOWN_PHASES = 10
+# The Runner must not wait long for the interpreter while the wire's side has it.
+_SWITCH_S = 0.0005
 
 
 def main() -> int:
-    directory, max_rows = Path(sys.argv[1]), int(sys.argv[2])
     # The messages keep standard output to themselves, whatever a library may print.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.setswitchinterval(_SWITCH_S)
     try:
-        plan, executor, text = _load(directory, max_rows, out)
-        chosen = _tune(plan, executor, text, out)
-        asyncio.run(_serve(plan, executor, text, chosen, out))
+        _Worker(Path(sys.argv[1]), out).run()
     except (ValueError, OSError) as error:
         Message("failed", str(error)).send(out)
         return 1
     return 0
 
 
-def _load(directory: Path, max_rows: int, out: IO[str]) -> tuple[Plan, Executor, ModelText]:
-    # Static with all rows in one batch asks for every program; RRA runs a part of them.
-    built = build(
-        directory,
-        policy="static",
-        encode_batch=max_rows,
-        decode_iterations=8,
-        decode_batch=max_rows,
-        max_rows=max_rows,
-        token_budget=None,
-        tensor=1,
-        dtype=None,
-        cache_tokens=CACHE_TOKENS,
-        max_prompt_tokens=MAX_PROMPT_TOKENS,
-        memory_fraction=0.9,
-        progress=lambda line: Message("say", line).send(out),
-    )
-    text = ModelText.load(
-        directory,
-        vocab_size=built.spec.vocab_size,
-        max_prompt_tokens=built.plan.max_prompt_tokens,
-        cache_tokens=built.plan.cache_tokens,
-    )
-    return built.plan, built.executor, text
+class _Worker:
+    """One model and what was made of it so far: its profile, and a warm service for each plan."""
 
+    def __init__(self, directory: Path, out: IO[str]) -> None:
+        self._directory, self._out = directory, out
+        self._cores = split_cores()
+        self._profile: Profile | None = None
+        self._services: dict[str, Service] = {}
+        self._runner: Runner | None = None
 
-def _tune(plan: Plan, executor: Executor, text: ModelText, out: IO[str]) -> dict[str, Trial]:
-    rows = plan.schedule.max_rows
-    tried = candidates(rows)
-    # In turns, the better of each: another program's burst of work must not decide.
-    for _ in range(TRIAL_ROUNDS):
-        again = [measure(plan, executor, text, trial, TRIAL_WAVES * rows, 2 * rows) for trial in tried]
-        tried = [max(pair, key=lambda trial: trial.requests_per_s) for pair in zip(tried, again, strict=True)]
-    chosen = {policy: best(tried, policy) for policy in ("rra", "static")}
-    Message("tuned", trials=tuple(tried), chosen=tuple(chosen.values())).send(out)
-    return chosen
+    def run(self) -> None:
+        # The engine's threads are made by the first who needs it, here, and stay on its cores.
+        with kept_to(self._cores.engine):
+            import jax
 
+            jax.local_devices()
+        with kept_to(self._cores.wire):
+            asyncio.run(self._serve())
 
-async def _serve(plan: Plan, executor: Executor, text: ModelText, chosen: dict[str, Trial], out: IO[str]) -> None:
-    frontend = Frontend(max_requests=1024)
-    states = health.Health([generation.SERVICE_NAME])
-    server, address = make_server(ServerOptions("127.0.0.1:0"), frontend, states)
-    await server.start()
-    gc.collect()
-    gc.freeze()
-    runner: Runner | None = None
-    while policy := (await asyncio.to_thread(sys.stdin.readline)).strip():
-        if runner is not None:
-            runner.stop()
-            executor.reset()
-        runner = Runner(plan_for(plan, chosen[policy]), executor, frontend.hand_over)
-        runner.start()
-        frontend.open(text, runner)
-        states.set_serving(True)
-        Message("serving", address).send(out)
-    if runner is not None:
+    async def _serve(self) -> None:
+        frontend = Frontend(max_requests=1024)
+        states = health.Health([generation.SERVICE_NAME])
+        server, address = make_server(ServerOptions("127.0.0.1:0"), frontend, states)
+        await server.start()
+        while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
+            order = parse_order(line)
+            if order.do == "profile":
+                said = await self._prepare(functools.partial(self._measure, order))
+                Message("profiled", said).send(self._out)
+            elif order.do == "serve":
+                self._end()
+                service = await self._prepare(functools.partial(self._service, order.path))
+                self._begin(service, frontend)
+                states.set_serving(True)
+                Message("serving", address).send(self._out)
+            else:
+                Message("stopped", figures=self._end()).send(self._out)
+        self._end()
+        states.close()
+        await server.stop(1.0)
+
+    async def _prepare(self, work: Callable[[], _Result]) -> _Result:
+        """On a thread of its own and on every core; programs stay where the engine's threads are."""
+
+        def run() -> _Result:
+            with kept_to(self._cores.both):
+                return work()
+
+        return await asyncio.to_thread(run)
+
+    def _say(self, line: str) -> None:
+        Message("say", line).send(self._out)
+
+    def _measure(self, order: Order) -> str:
+        """Writes the profile: measured now, or by an earlier demo of this model on this machine."""
+        asked = workload()
+        limits = Limits(order.max_rows, asked.most_tokens, asked.most_input)
+        kept = cache_folder("profiles") / f"{self._key(limits)}.json"
+        if kept.is_file() and not order.anew:
+            self._profile = read_profile(kept)
+            write_profile(self._profile, Path(order.path))
+            return f"as an earlier demo measured it ({kept}; --measure measures again)"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        samples = kept.with_suffix(".samples.jsonl")
+        said_s = time.monotonic()
+
+        def progress(done: int, total: int, note: str) -> None:
+            nonlocal said_s
+            if time.monotonic() - said_s > _SAY_EVERY_S:
+                said_s = time.monotonic()
+                self._say(f"profile: {done} of {total} samples")
+
+        wishes = Wishes(limits, time_budget_s=order.budget_s, repeats=_REPEATS)
+        found = profile_model(self._directory, wishes, samples, progress, resume=not order.anew)
+        self._profile = found.profile
+        for path in (kept, Path(order.path)):
+            write_profile(found.profile, path)
+        samples.unlink()
+        return (
+            f"{found.points_measured} of {found.points} points measured, {found.samples} samples in "
+            f"{found.seconds:.1f} s; they spread by {found.profile.spread:.1%}"
+        )
+
+    def _key(self, limits: Limits) -> str:
+        """A hash of everything that times depend on."""
+        import jax
+
+        cores = len(self._cores.engine) or os.cpu_count()
+        facts = [checkpoint_digest(self._directory), dataclasses.asdict(limits), cores, cpu_model(), jax.__version__]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def _service(self, path: str) -> Service:
+        """The plan in that file on an engine of its own, compiled when it is first asked for."""
+        if path not in self._services:
+            plan, spec = read_plan(path), read_model_spec(self._directory)
+            built = build_planned(self._directory, plan, progress=self._say)
+            sizes = {"max_prompt_tokens": plan.max_prompt_tokens, "cache_tokens": plan.cache_tokens}
+            text = ModelText.load(self._directory, vocab_size=spec.vocab_size, **sizes)
+            assert self._profile is not None, "profiled before anything is served"
+            predictor = PhasePredictor(plan, spec, (self._profile,), None)
+            self._services[path] = Service(plan, built.executor, text, predictor)
+        service = self._services[path]
+        service.executor.reset()
+        return service
+
+    def _begin(self, service: Service, frontend: Frontend) -> None:
+        gc.collect()
+        gc.freeze()
+        self._runner = Runner(service.plan, service.executor, frontend.hand_over, predictor=service.predictor)
+        with kept_to(self._cores.engine):
+            self._runner.start()
+        frontend.open(service.text, self._runner)
+
+    def _end(self) -> Figures | None:
+        """Stops whatever runs; what it measured."""
+        runner, self._runner = self._runner, None
+        if runner is None:
+            return None
         runner.stop()
-    states.close()
-    await server.stop(1.0)
+        found = beside(runner.plan, runner)
+        return Figures(found.fields(), found.measured.latency_s, tuple(found.lines()), _middle(runner.timeline))
+
+
+def _middle(timeline: Timeline) -> tuple[dict[str, object], ...]:
+    """Entries of a few phases."""
+    entries = list(timeline)
+    phases = sorted({entry.phase for entry in entries})
+    shown = set(phases[max(0, (len(phases) - _SHOWN_PHASES) // 2) :][:_SHOWN_PHASES])
+    return tuple(dataclasses.asdict(entry) for entry in entries if entry.phase in shown)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from exegpt_jax.testing import numbers_task as task
 from serving.demo import report
-from serving.demo.messages import Message, Trial, parse
-from serving.demo.tuning import candidates
+from serving.demo.baselines import baseline_plan, read_settings
+from serving.demo.lengths import bound_s, workload
+from serving.demo.messages import Figures, Message, Order, parse, parse_order
 from serving.load import LoadResult
+from solver.facts.cluster_file import load_cluster
+from solver.facts.model_config import read_model_spec
+from solver.facts.model_spec import ModelSpec
+from solver.facts.profile import Profile, Table
+from solver.plan.plan import from_json
+from tests.solver.planner_cases import random_profile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL = ("--max_rows=12", "--profile_s=2")
 
 
 def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,18 +41,37 @@ def machine_line(output: str) -> dict[str, float]:
     return json.loads(last.removeprefix("DEMO "))
 
 
-def test_demo_answers_right_under_both_schedules(numbers_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    picture = tmp_path / "demo.svg"
-    done = run_demo("--requests=150", "--max_rows=12", f"--picture={picture}")
+def test_demo_profiles_plans_and_runs_the_plan_beside_its_baselines(
+    numbers_model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    picture, folder = tmp_path / "demo.svg", tmp_path / "demo"
+    done = run_demo("--requests=150", *SMALL, f"--picture={picture}", f"--folder={folder}")
     assert done.returncode == 0, done.stderr
     fields = machine_line(done.stdout)
     assert fields["requests"] == 150
     assert fields["correct"] >= 147
-    assert fields["static_correct"] >= 147
-    assert fields["rra_requests_per_s"] > 0
-    assert fields["static_requests_per_s"] > 0
+    for policy in ("rra", "static", "iteration", "chunked"):
+        assert fields[f"{policy}_correct"] >= 147
+        assert fields[f"{policy}_requests_per_s"] > 0
+        assert 0 < fields[f"{policy}_latency_p99_s"] <= fields[f"{policy}_p99_s"]
     assert 0 < fields["p99_s"] < 60
+    assert fields["bound_kept"] == (fields["rra_latency_p99_s"] <= fields["bound_s"])
+    plan = from_json((folder / "plan-rra.json").read_text())
+    assert plan.bounds is not None
+    assert plan.bounds.latency_s == fields["bound_s"]
+    assert plan.prediction is not None
+    assert fields["predicted_requests_per_s"] == pytest.approx(plan.prediction.throughput_rps, rel=1e-5)
+    assert fields["predicted_p99_s"] == pytest.approx(plan.prediction.latency_s, rel=1e-5)
+    assert (fields["rra_encode_batch"], fields["rra_decode_iterations"]) == (
+        plan.schedule.encode_batch,
+        plan.schedule.decode_iterations,
+    )
+    assert fields["phase_error"] > 0
+    assert "policy: every device encodes and decodes in turn" in done.stdout
     assert "right answers" in done.stdout
+    page = (folder / "report.html").read_text()
+    assert "<svg" in page
+    assert "Latency beside the bound" in page
     assert picture.read_text().startswith("<svg")
 
 
@@ -56,7 +85,7 @@ def test_demo_fails_with_a_layer_removed(numbers_model: pathlib.Path, tmp_path: 
         name: value for name, value in load_file(broken / "model.safetensors").items() if f".{gone}." not in name
     }
     save_file(tensors, broken / "model.safetensors")
-    done = run_demo("--requests=60", "--max_rows=12", f"--model={broken}")
+    done = run_demo("--requests=60", *SMALL, f"--model={broken}", f"--folder={tmp_path / 'demo'}")
     assert done.returncode == 1
     assert machine_line(done.stdout)["correct"] < 59
     assert "answers are right, 98% are needed" in done.stderr
@@ -65,7 +94,7 @@ def test_demo_fails_with_a_layer_removed(numbers_model: pathlib.Path, tmp_path: 
 
 def test_demo_says_in_one_line_that_a_model_is_none(tmp_path: pathlib.Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    done = run_demo(f"--model={tmp_path}")
+    done = run_demo(f"--model={tmp_path}", f"--folder={tmp_path / 'demo'}")
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
@@ -88,31 +117,118 @@ def test_only_exact_words_ended_by_the_model_are_right(given: LoadResult, right:
     assert report.is_right(100, given) is right
 
 
+FIELDS: dict[str, object] = {
+    "latency_percentile": 99.0,
+    "predicted_requests_per_s": 100.0,
+    "measured_requests_per_s": 110.0,
+    "requests_per_s_error": -0.0909,
+    "predicted_latency_s": 0.2,
+    "measured_latency_s": 0.25,
+    "latency_s_error": -0.2,
+    "phase_error": 0.03,
+    "phases_error": 0.01,
+}
+
+
+def outcome(policy: str, results: tuple[LoadResult, ...], latency_s: float = 0.1) -> report.Outcome:
+    numbers = tuple(range(100, 100 + len(results)))
+    plan = baseline_plan(read_settings().get(policy, read_settings()["static"]), spec_of_numbers(), workload(), 32)
+    figures = Figures(FIELDS, latency_s, ("measured 110 requests/s",), ({**ENTRY},))
+    return report.Outcome(policy, plan, numbers, results, figures)
+
+
+ENTRY: dict[str, object] = {
+    **{"phase": 0, "kind": "decode", "stage": 0, "dispatched_s": 0.0, "ready_s": 0.1, "rows": 3, "tokens": 9},
+    **{"iterations": 3, "rows_bucket": 4, "tokens_bucket": 26, "calls": [], "predicted_s": 0.09},
+}
+
+
+def spec_of_numbers() -> ModelSpec:
+    return read_model_spec(ROOT / "configs" / "demo" / "numbers")
+
+
 @pytest.mark.parametrize(("wrong", "passes"), [(2, True), (3, False)])
 def test_two_in_a_hundred_may_be_wrong(wrong: int, passes: bool) -> None:
-    numbers = tuple(range(100, 200))
-    results = tuple(result("wrong" if i < wrong else task.words(n)) for i, n in enumerate(numbers))
-    outcome = report.Outcome(Trial("rra", 4, 4, 1.0), numbers, results)
-    assert (report.complaint([outcome]) is None) is passes
+    results = tuple(result("wrong" if i < wrong else task.words(100 + i)) for i in range(100))
+    assert (report.complaint([outcome("rra", results)]) is None) is passes
 
 
 def test_one_failed_request_fails_the_demo() -> None:
-    outcome = report.Outcome(Trial("static", 4, 4, 1.0), (7,), (result("", error="UNAVAILABLE: gone"),))
-    assert "UNAVAILABLE" in str(report.complaint([outcome]))
+    failed = outcome("chunked", (result("", error="UNAVAILABLE: gone"),))
+    assert "UNAVAILABLE" in str(report.complaint([outcome("rra", (result("one hundred"),)), failed]))
 
 
-def test_messages_survive_the_pipe(tmp_path: pathlib.Path) -> None:
-    trial = Trial("rra", 4, 3, 12.5)
-    sent = Message("tuned", "text with \n a line", (trial,), (trial,))
+def test_the_machine_line_keeps_its_keys_and_says_whether_the_bound_was_kept() -> None:
+    right = (result("one hundred"),)
+    outcomes = [
+        outcome("rra", right),
+        outcome("static", right, 0.4),
+        outcome("iteration", right),
+        outcome("chunked", right),
+    ]
+    line = report.machine_line(outcomes, 0.3, 12.34)
+    kept = {"requests", "correct", "rra_requests_per_s", "static_requests_per_s", "p99_s"}
+    added = {
+        "bound_s",
+        "predicted_requests_per_s",
+        "predicted_p99_s",
+        "iteration_requests_per_s",
+        "chunked_requests_per_s",
+    }
+    assert kept | added <= set(line)
+    assert (line["requests"], line["correct"], line["bound_s"], line["bound_kept"]) == (1, 1, 0.3, True)
+    assert (line["predicted_p99_s"], line["measured_p99_s"], line["p99_s_error"]) == (0.2, 0.25, -0.2)
+    assert (line["rra_latency_p99_s"], line["static_latency_p99_s"]) == (0.1, 0.4)
+    assert line["gain_over_chunked"] == 1.0
+    assert json.loads(json.dumps(line)) == line
+    told = "\n".join(report.conclusions(outcomes, 0.3))
+    assert "The bound of 300 ms is kept: p99 is 100 ms." in told
+    assert "1.00 times static batching (which misses the bound)" in told
+    assert "MISSED" in "\n".join(report.conclusions(outcomes, 0.05))
+
+
+def test_orders_and_messages_survive_the_pipe(tmp_path: pathlib.Path) -> None:
+    figures = Figures(FIELDS, 0.1, ("a line", "and \n another"), (ENTRY,))
+    sent = [Message("say", "text with \n a line"), Message("stopped", figures=figures)]
+    orders = [Order("profile", "profile.json", 12, 3.0), Order("stop")]
     path = tmp_path / "pipe"
     with path.open("w") as stream:
-        sent.send(stream)
+        for said in (*sent, *orders):
+            said.send(stream)
     lines = path.read_text().splitlines()
-    assert [parse(line) for line in lines] == [sent]
+    assert [parse(line) for line in lines[:2]] == sent
+    assert [parse_order(line) for line in lines[2:]] == orders
+    (entry,) = figures.timeline()
+    assert (entry.kind, entry.predicted_s) == ("decode", 0.09)
 
 
-def test_both_schedules_may_use_every_row() -> None:
-    for rows in (4, 12, 24, 32):
-        tried = candidates(rows)
-        assert all(1 <= trial.encode_batch <= rows for trial in tried)
-        assert max(trial.encode_batch for trial in tried if trial.policy == "static") == rows
+def test_baselines_are_plans_for_any_number_of_rows() -> None:
+    spec, asked = spec_of_numbers(), workload()
+    assert (asked.most_input, asked.most_output) == (11, 15)
+    for rows in (4, 12, 24, 128):
+        for policy, setting in read_settings().items():
+            schedule = baseline_plan(setting, spec, asked, rows).schedule
+            assert schedule.policy == policy
+            assert schedule.encode_batch <= schedule.max_rows <= rows
+
+
+def test_the_bound_suits_the_machine() -> None:
+    """On a machine that takes twice as long for everything the bound is twice as long."""
+    spec, asked, cluster = spec_of_numbers(), workload(), load_cluster("cpu")
+    profile = random_profile(np.random.default_rng(0), spec, tensors=(1,), padded=True, kind="cpu")
+    once = bound_s(profile, spec, cluster, asked, 32)
+    assert bound_s(slowed(profile, 2.0), spec, cluster, asked, 32) == pytest.approx(2 * once)
+    assert bound_s(profile, spec, cluster, asked, 64) > once
+
+
+def slowed(profile: Profile, factor: float) -> Profile:
+    def table(times: Table) -> Table:
+        return dataclasses.replace(times, seconds=factor * times.seconds)
+
+    return dataclasses.replace(
+        profile,
+        dispatch_s=factor * profile.dispatch_s,
+        phase_s=factor * profile.phase_s,
+        layers=tuple(dataclasses.replace(x, encode=table(x.encode), decode=table(x.decode)) for x in profile.layers),
+        ends=tuple(dataclasses.replace(x, embed=table(x.embed), head=table(x.head)) for x in profile.ends),
+    )
