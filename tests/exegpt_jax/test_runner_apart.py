@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exegpt_jax.engine.api import PhaseCommand
+from exegpt_jax.runner.follow import Follower
+from solver.plan.certificate import Margins
 from solver.plan.plan import Plan
 from solver.plan.schedule import StageSpec
 from solver.plan.under_way import APART_POLICIES, BUFFERS, most_batches
+from tests.exegpt_jax.test_follow import LONG, SHORT, Drive, again, planned, step
 from tests.exegpt_jax.test_runner import Bench, plan_of, prompts
 
 
@@ -201,6 +204,26 @@ def test_on_its_own_thread_it_drains() -> None:
     assert bench.runner.drain(timeout_s=30)
     bench.runner.stop()
     bench.check(requests)
+
+
+@pytest.mark.parametrize(("before", "after"), [("rra", "waa"), ("waa", "rra"), ("waa-c", "waa-m")])
+def test_sides_come_apart_and_together_while_requests_run(before: str, after: str) -> None:
+    """Traffic leaves the margins; the plan that takes over stands on stages of the other kind, after draining."""
+    first, second = on_sides(planned(), before), on_sides(planned(batch=3), after)
+    margins = Margins(0.0, -0.2, 0.3, 0.8 * LONG, 1.3 * LONG, 1e-3, (), 15.0, -0.9, 3.0)
+    second = dataclasses.replace(second, margins=margins)
+    follower = Follower(first, replan=again(second, [], carries=False))
+    drive = Drive(first, step(300, SHORT, LONG), follower, 900)
+    drive.check()
+    assert [len(drive.records(event)) for event in ("ask", "planned", "swap")] == [1, 1, 1]
+    assert drive.runner.plan is second
+    stages = {entry.stage for entry in drive.runner.timeline if entry.kind == "decode"}
+    assert stages == {0 if policy == "rra" else 1 for policy in (before, after)}
+
+
+def on_sides(plan: Plan, policy: str) -> Plan:
+    schedule = plan.schedule if policy == "rra" else apart_plan(policy).schedule
+    return dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, policy=policy, stages=schedule.stages))  # type: ignore[arg-type]
 
 
 def test_sides_that_do_both_are_refused() -> None:
