@@ -66,10 +66,9 @@ class Windows:
 
     def wait(self) -> None:
         """Blocks until the oldest work under way is done, if there is any."""
-        while self._oldest and self._oldest[0][1].ready_s is not None:
-            self._oldest.popleft()
+        self.look()
         if self._oldest:
-            jax.block_until_ready(self._oldest.popleft()[0])
+            jax.block_until_ready(self._oldest[0][0])
             self.look()
 
     def wait_for(self, mark: Mark) -> None:
@@ -87,3 +86,5 @@ class Windows:
         for waiting in self._waiting:
             while waiting and ready(waiting[0][0]):
                 waiting.popleft()[1].ready_s = self._clock()
+        while self._oldest and self._oldest[0][1].ready_s is not None:
+            self._oldest.popleft()

@@ -13,6 +13,7 @@ import math
 import numpy as np
 
 from solver.plan.correction import corrected_batch, most_encoded
+from solver.plan.micro_batches import decode_parts
 from solver.plan.schedule import Schedule
 from solver.plan.timeline import Timeline
 from solver.plan.under_way import most_batches, rows_to_correct
@@ -63,7 +64,7 @@ class ApartLoop:
         self._first_token, self._corrected = first_token, corrected and schedule.policy != "disaggregated"
         self._decode = demand.decode_iterations(first_token)
         self._encoder, self._decoder = Clock(encode.stages, encode.return_s), Clock(decode.stages, decode.return_s)
-        self._parts = max(1, math.ceil(schedule.decode_batch / schedule.micro_batch))
+        self._parts = decode_parts(schedule)
         self._ready_s = [0.0] * self._parts
         self._queue, self._rows = Queue(demand, Room(2**62)), Rows()
         self._flying: collections.deque[Payload] = collections.deque()

@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from solver.plan.micro_batches import decode_parts
 from solver.plan.schedule import Schedule
 from solver.plan.timeline import Kind, Timeline
 from solver.simulate.events.arrivals import Demand
@@ -58,7 +59,7 @@ class ChunkedLoop:
         self._rows = min(room.rows, schedule.max_rows)
         self._pages = Pages(room.tokens, room.page, room.reuse)
         self._clock = Clock(costs.stages, costs.return_s)
-        self._parts = max(1, math.ceil(schedule.decode_batch / schedule.micro_batch))
+        self._parts = decode_parts(schedule)
         self._ready_s = [0.0] * self._parts
         self._next = 0
         self._thrown_out: collections.deque[Row] = collections.deque()

@@ -13,6 +13,7 @@ import numpy as np
 
 from solver.facts.workload import Floats, Ints
 from solver.plan.correction import deferrals_after, most_encoded
+from solver.plan.micro_batches import decode_parts
 from solver.plan.schedule import Schedule
 from solver.plan.timeline import Timeline
 from solver.simulate.events.arrivals import Demand
@@ -55,7 +56,7 @@ class PhaseLoop:
         self._first_token, self._corrected, self._barrier, self._timeline = first_token, corrected, barrier, timeline
         # Decode iterations of each request, hidden from the policy.
         self._decode = demand.decode_iterations(first_token)
-        self._parts = math.ceil(schedule.decode_batch / schedule.micro_batch)
+        self._parts = decode_parts(schedule)
         self._clock = Clock(costs.stages, costs.return_s)
         self._rows = Rows()
         self._queue, self._room = Queue(demand, room), room
