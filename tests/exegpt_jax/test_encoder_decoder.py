@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections import Counter
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from exegpt_jax.models.distances import buckets_of, prompt_biases
 from exegpt_jax.models.encoder_decoder import DecoderBlock, EncoderBlock, sight_of
 from exegpt_jax.sharding.mesh import make_mesh
-from exegpt_jax.sharding.stage import blueprint
+from exegpt_jax.sharding.stage import Stage, blueprint
 from solver.facts.parameters import parameters
 from solver.plan.schedule import StageSpec
 from tests.exegpt_jax import parity_t5
@@ -112,3 +115,46 @@ def test_parameters_are_those_that_bytes_are_counted_by(name: str) -> None:
         leaves = blueprint(spec, StageSpec("both", layers, (0, 1), 2), "float32", mesh).leaves
         expected = [(each.path, each.shape, each.axes) for each in parameters(spec, layers, 2)]
         assert sorted((leaf.path, leaf.shape, leaf.axes) for leaf in leaves) == sorted(expected)
+
+
+def test_tensor_parallel_moves_only_sums() -> None:
+    """Two all-reduces an encoder layer, three a decoder layer, one for each embedding; biases need none."""
+    case, ops = case_of("t5-v1.1"), PlainCache()
+    encoders, decoders = case.spec.encoder_layers, case.spec.num_layers - case.spec.encoder_layers
+    stage = load(case, 4)
+    tokens, index = jnp.zeros((2, 10), jnp.int32), jnp.broadcast_to(jnp.arange(10), (2, 10))
+
+    def encode(params: tuple[jax.Array, ...]) -> object:
+        return stage.module(params).forward(tokens, index, None, ops)
+
+    def decode(params: tuple[jax.Array, ...], layers: tuple[tuple[jax.Array, jax.Array], ...]) -> jax.Array:
+        model = stage.module(params)
+        return model.head(model.forward(tokens[:, :1], index[:, 6:7], layers, ops, index[:, 4])[0])
+
+    kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\("
+    found = Counter(re.findall(kinds, jax.jit(encode).lower(stage.params).compile().as_text()))
+    assert found == {"all-reduce": 1 + 2 * encoders}
+    sharding = NamedSharding(stage.mesh, PartitionSpec(None, "tensor"))
+    shape = jax.ShapeDtypeStruct((2, case.spec.heads, 10, case.spec.head_dim), jnp.float32, sharding=sharding)
+    lowered = jax.jit(decode).lower(stage.params, ((shape, shape),) * decoders)
+    assert Counter(re.findall(kinds, lowered.compile().as_text())) == {"all-reduce": 1 + 3 * decoders}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtypes(dtype: str) -> None:
+    """Activations and keys in the stage's dtype, logits in float32; no silent promotion, no silent broadcast."""
+    spec, ops = case_of("t5").spec, PlainCache()
+    plan = blueprint(spec, StageSpec("both", (0, spec.num_layers), (0,), 1), dtype, make_mesh(jax.devices()[:1]))
+    params = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in plan.leaves)
+    tokens, index = jnp.zeros((2, 10), jnp.int32), jnp.broadcast_to(jnp.arange(10), (2, 10))
+
+    def run(params: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        model = Stage(plan, params).module(params)
+        x, layers = model.forward(tokens, index, None, ops)
+        y, layers = model.forward(tokens[:, :1], index[:, 6:7], layers, ops, index[:, 4])
+        return model.head(y), x, y, *jax.tree.leaves(layers)
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        scores, *rest = jax.eval_shape(run, params)
+    assert {array.dtype for array in rest} == {jnp.dtype(dtype)}
+    assert scores.dtype == jnp.float32
