@@ -86,8 +86,8 @@ class Beside:
             )
         if self.phase_error is not None:
             lines.append(
-                f"predicted time of {self.phases} phases: {_percent(self.phases_error)} in all, {self.phase_error:.1%} "
-                "off in the middle"
+                f"{self.phases} phases predicted one by one: {_percent(self.phases_error)} of their time in all, "
+                f"median error {self.phase_error:.1%}"
             )
         return lines
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from absl import flags
 
 COMMANDS: dict[str, str] = {
-    "demo": "serve the embedded model under two schedules, load it, and check every answer",
+    "demo": "profile the embedded model, plan for a latency bound, run the plan, and check every answer",
     "check": "say whether a model directory is supported, why, and the bytes it needs per device",
     "profile": "measure what a model costs on the devices at hand, or compose it from published tables",
     "convert": "turn a model directory into an Orbax checkpoint and back, bit for bit",
