@@ -167,7 +167,7 @@ class ApartBatch(Batch):
         release, self._to_release = tuple(self._to_release), []
         drop, self._to_drop = tuple(self._to_drop), []
         decode = self._next_pass()
-        if not (insert or release or drop or decode):
+        if not (insert or release or drop or moves or decode):
             return None
         return PhaseCommand(next(phases), drop, release, moves, decode=decode, insert=insert)
 
