@@ -44,9 +44,14 @@ def test_every_request_gets_its_tokens(data: st.DataObject) -> None:
     late = data.draw(st.sampled_from([0.0, 0.3, 0.8]))
     buffer_bytes = data.draw(st.sampled_from([1, 100, 500, 2**62]))
     bench = Bench(plan, late=lambda: rng.random() < late, buffer_bytes=buffer_bytes)
+    run_at_random(bench, rng)
+
+
+def run_at_random(bench: Bench, rng: random.Random) -> None:
+    """Two waves of requests, turns in between, cancels and deadlines; everybody gets their tokens."""
     requests = []
     for wave in range(2):
-        for number, prompt in enumerate(prompts(rng.randrange(10**9), data.draw(st.integers(1, 40)), 60)):
+        for number, prompt in enumerate(prompts(rng.randrange(10**9), rng.randint(1, 40), 60)):
             deadline_s = bench.now_s + rng.random() * 0.05 if rng.random() < 0.1 else None
             requests.append(bench.ask(f"r{wave}.{number}", prompt, rng.randint(1, 68), deadline_s=deadline_s))
             while rng.random() < 0.6:
@@ -56,6 +61,16 @@ def test_every_request_gets_its_tokens(data: st.DataObject) -> None:
         bench.run()
     assert set(bench.finished) == {request.id for request in requests}
     bench.check(requests)
+
+
+def test_rows_move_while_every_micro_batch_is_under_way() -> None:
+    moved = 0
+    for seed in range(6):
+        rng = random.Random(seed)
+        bench = Bench(apart_plan(parts=3, rows=8), late=lambda rng=rng: rng.random() < 0.5)
+        run_at_random(bench, rng)
+        moved += sum(bool(command.moves) and command.decode is None for command in bench.commands)
+    assert moved > 0
 
 
 def test_a_phase_encodes_or_decodes_and_the_timeline_names_the_side() -> None:
