@@ -44,7 +44,7 @@ def test_what_is_open_is_measured_and_said_and_the_result_answers(model: Path) -
 @pytest.mark.parametrize(
     ("wishes", "complaint"),
     [
-        ({"policy": "waa"}, "policy: 'waa' takes a plan; choose one of rra, static, iteration, chunked, or give --plan"),
+        ({"policy": "waa"}, "policy: 'waa' takes a plan; choose one of rra, static, iteration, chunked, or give"),
         ({"tensor": 3}, "tensor: 3 does not divide"),
         ({"tensor": 16}, "tensor: 16 "),
         ({"max_rows": 10**9}, "memory: device 0 needs .* lower --max_rows or --cache_tokens"),
