@@ -19,6 +19,10 @@ from exegpt_jax.engine.state import Block, Payload, State
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.plan import Plan
 
+# Kinds of programs that touch no slot of the cache; and those with room for the decode iterations of a phase.
+_WITHOUT_SLOTS = ("encode", "chunk", "payload")
+_WITH_ITERATIONS = ("decode", "put back")
+
 
 def _silent(name: str, done: int, total: int) -> None:
     pass
@@ -31,27 +35,49 @@ class SlotEngine:
       stage: parameters on their mesh.
       plan: what it was compiled for.
       programs: every executable, once `warm_up` has run.
+      compiled: how many of them it compiled.
     """
 
     def __init__(self, stage: Stage, plan: Plan) -> None:
         self.stage = stage
         self.plan = plan
         self.programs: tuple[Program, ...] = ()
+        self.compiled = 0
         self._run: dict[tuple[object, ...], Program] = {}
 
     def warm_up(
-        self, progress: Callable[[str, int, int], None] = _silent, kinds: Container[str] | None = None
+        self,
+        progress: Callable[[str, int, int], None] = _silent,
+        kinds: Container[str] | None = None,
+        before: SlotEngine | None = None,
     ) -> tuple[Program, ...]:
         """Compiles every program that the plan can reach; afterwards nothing compiles any more.
 
         Args:
           progress: called with a program's name, how many are done, and how many there are.
           kinds: only these (a measurement needs few).
+          before: warm, for another plan on the same stage: programs that are alike are taken from it.
         """
         recipes = {key: recipe for key, recipe in self.recipes().items() if kinds is None or key[0] in kinds}
-        self.programs = compile_all(list(recipes.values()), progress)
-        self._run = dict(zip(recipes, self.programs, strict=True))
+        known = {} if before is None else before._alike(self.plan)
+        absent = [key for key in recipes if key not in known]
+        compiled = compile_all([recipes[key] for key in absent], progress)
+        known |= dict(zip(absent, compiled, strict=True))
+        self._run = {key: known[key] for key in recipes}
+        self.programs, self.compiled = tuple(self._run.values()), len(absent)
         return self.programs
+
+    def _alike(self, plan: Plan) -> dict[tuple[object, ...], Program]:
+        """The programs that another plan's of the same keys would equal: all but those in which what differs stands."""
+        mine, other = self.plan, plan
+        for name in ("cache_tokens", "max_prompt_tokens", "dtype", "cache_dtype"):
+            if getattr(mine, name) != getattr(other, name):
+                return {}
+        if mine.schedule.max_rows != other.schedule.max_rows:
+            return {key: program for key, program in self._run.items() if key[0] in _WITHOUT_SLOTS}
+        if mine.schedule.decode_iterations != other.schedule.decode_iterations:
+            return {key: program for key, program in self._run.items() if key[0] not in _WITH_ITERATIONS}
+        return dict(self._run)
 
     def recipes(self) -> dict[Key, Recipe]:
         """All that may be compiled, by key."""

@@ -62,17 +62,24 @@ class PipelineExecutor:
         return programs
 
     def compile(
-        self, progress: Progress = lambda name, done, total: None, kinds: Container[str] | None = None
+        self,
+        progress: Progress = lambda name, done, total: None,
+        kinds: Container[str] | None = None,
+        other: PipelineExecutor | None = None,
     ) -> tuple[Program, ...]:
-        """The first half of `warm_up`: nothing is run, no cache is made."""
+        """The first half of `warm_up`: nothing is run, no cache is made.
+
+        Programs that are alike are taken from `other`, which is warm, for another plan on the same stages.
+        """
         engines = self.pipeline.engines
         total = sum(len(engine.recipes()) for engine in engines)
         programs: tuple[Program, ...] = ()
-        for engine in engines:
+        for index, engine in enumerate(engines):
             before = len(programs)
             programs += engine.warm_up(
                 lambda name, done, _, before=before: progress(name, before + done, total),  # type: ignore[misc]
                 kinds,
+                None if other is None else other.pipeline.engines[index],
             )
         compiling.listen()
         return programs

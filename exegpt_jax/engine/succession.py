@@ -48,7 +48,7 @@ class Succession:
 
     @property
     def compiled(self) -> int:
-        return len(self.engine.programs) + (self.resize is not None)
+        return self.engine.compiled + (self.resize is not None)
 
     def take_over(self, executor: Executor) -> Executor:
         """The same executor under the new plan; where it raises, under the old one."""
@@ -153,9 +153,12 @@ def prepare(
             other = WaaExecutor(stages, plan, executor.clock)
             return ApartSuccession(other, len(other.compile()))
         if isinstance(executor, PipelineExecutor):
-            return pipeline_succession(before, PipelineExecutor(stages, plan, executor.pipeline.clock), usable_bytes)
+            following = PipelineExecutor(stages, plan, executor.pipeline.clock)
+            following.compile(other=executor)
+            return pipeline_succession(before, following, usable_bytes)
+        assert isinstance(executor, LocalExecutor)
         engine = Engine(stages[0], plan)
-        engine.warm_up()
+        engine.warm_up(before=executor.engine)
         return succession(before, engine, usable_bytes)
 
     return compile_behind(compiled)
@@ -173,8 +176,8 @@ def succession(before: Plan, engine: Engine, usable_bytes: int) -> Succession:
 
 
 def pipeline_succession(before: Plan, executor: PipelineExecutor, usable_bytes: int) -> PipelineSuccession:
-    """From one plan to that of an executor on the same stages, which is compiled here."""
-    plan, compiled = executor.plan, len(executor.compile())
+    """From one plan to that of a compiled executor on the same stages."""
+    plan, compiled = executor.plan, sum(engine.compiled for engine in executor.pipeline.engines)
     stages = [engine.stage for engine in executor.pipeline.decoders]
     if not carries(stages[0].spec, before, plan, usable_bytes):
         return PipelineSuccession(executor, None, compiled)

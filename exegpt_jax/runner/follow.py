@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from exegpt_jax.engine.api import Executor
-from exegpt_jax.runner.adapt import LEAST_MARGIN, Decision, Means, controls, decide, planned_means
+from exegpt_jax.runner.adapt import Decision, Means, controls, decide, planned_means
 from exegpt_jax.runner.delivery import Outcome
 from exegpt_jax.runner.estimate import Estimate, FirstToken, Seen, estimated, no_tables, observed
 from exegpt_jax.runner.rows import Row
@@ -41,6 +41,8 @@ Number = float | int | str | None
 _LOOK_EVERY = 16
 # Rows that must end after a drift beyond the margins before a plan is asked for: what ran before it is forgotten.
 SETTLE = 128
+# Means that differ by less are those that no plan was found for.
+_SAME = 0.1
 _MOST_RECORDS = 10_000
 _PHASES_KEPT = 256
 
@@ -269,7 +271,7 @@ class Follower:
             abs(now / before - 1)
             for now, before in zip(dataclasses.astuple(decision.means), dataclasses.astuple(self._refused), strict=True)
         ]
-        return max(moved) <= LEAST_MARGIN
+        return max(moved) <= _SAME
 
     def _ask(self, phase: int, estimate: Estimate, decision: Decision, executor: Executor) -> None:
         assert self._replan is not None

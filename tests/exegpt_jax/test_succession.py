@@ -111,7 +111,8 @@ def test_rows_go_on_under_another_plan(executor: LocalExecutor, loop: PlainLoop)
     grown = prepared(executor, plan_of(9, iterations=6, batch=4))
     assert same_stages(executor, engine.plan, grown.plan)
     assert compiling.compilations() == before[0]
-    assert compiling.compiled_behind() - before[1] == grown.compiled == 7
+    # Encode programs are alike; those that touch slots are not.
+    assert compiling.compiled_behind() - before[1] == grown.compiled == 6
     back = succession(grown.plan, engine, PLENTY)
     drained = succession(grown.plan, engine, usable_bytes=1)
     assert (grown.carries, back.carries, drained.carries) == (True, True, False)
