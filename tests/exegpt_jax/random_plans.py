@@ -17,7 +17,6 @@ from solver.plan.schedule import Schedule, StageSpec
 
 CACHE_TOKENS = 48
 PROMPT_TOKENS = 16
-POLICIES = ("rra", "rra", "rra", "static", "iteration", "chunked")
 
 
 def stage_specs(cuts: Sequence[tuple[tuple[int, int], int]]) -> tuple[StageSpec, ...]:
@@ -31,8 +30,9 @@ def stage_specs(cuts: Sequence[tuple[tuple[int, int], int]]) -> tuple[StageSpec,
 
 def random_cuts(rng: random.Random, layers: int) -> list[tuple[tuple[int, int], int]]:
     """Unequal stages of unequal degrees on at most 8 devices."""
+    stages = rng.choice([1, *range(2, layers + 1), *range(2, layers + 1)])
     while True:
-        inner = sorted(rng.sample(range(1, layers), rng.randint(0, layers - 1)))
+        inner = sorted(rng.sample(range(1, layers), stages - 1))
         bounds = [0, *inner, layers]
         degrees = [rng.choice([1, 1, 2, 2, 4, 8]) for _ in bounds[1:]]
         if sum(degrees) <= 8:
@@ -65,21 +65,32 @@ def plan_over(
     return Plan("test", "float32", "float32", buckets.cache_tokens[-1], prompt_tokens, schedule, buckets)
 
 
-def random_plan(rng: random.Random, layers: int) -> Plan:
-    """Few shapes, so that few programs must be compiled: what rungs do is tested without numerics."""
-    policy = rng.choice(POLICIES)
+def random_plans(rng: random.Random, layers: int, count: int) -> list[Plan]:
+    """Plans that the programs of the first of them serve: the same stages and B_m, other policies, B_E and N_D.
+
+    Few shapes, so that few programs must be compiled: what rungs do is tested without numerics.
+    """
     rows = rng.choice([4, 6, 8])
-    # A static batch is all there is to decode.
-    encode_batch = rows if policy == "static" else rng.randint(1, rows // 2)
     decode_rows = rng.choice([(rows,), (rows // 2, rows)])
-    return plan_over(
-        stage_specs(random_cuts(rng, layers)),
-        policy=policy,
-        encode_batch=encode_batch,
-        iterations=1 if policy in ("iteration", "chunked") else rng.randint(1, 7),
-        parts=rng.choice([parts for parts in (1, 2, 3, 4) if rows % parts == 0]),
-        buckets=Buckets((min(2, encode_batch),), (PROMPT_TOKENS,), decode_rows, (CACHE_TOKENS,)),
-    )
+    stages = stage_specs(random_cuts(rng, layers))
+    parts = rng.choice([parts for parts in (1, 2, 3, 4) if rows % parts == 0])
+    # Its programs are a superset of all others'.
+    policies = rng.choice([("rra", "rra", "static", "iteration"), ("chunked", "rra", "rra", "static")])
+    found = []
+    for number in range(count):
+        policy = policies[0] if number == 0 else rng.choice(policies)
+        found.append(
+            plan_over(
+                stages,
+                policy=policy,
+                # A static batch is all there is to decode.
+                encode_batch=rows if policy == "static" else rng.randint(1, rows // 2),
+                iterations=1 if policy in ("iteration", "chunked") else rng.randint(1, 7),
+                parts=parts,
+                buckets=Buckets((2,), (PROMPT_TOKENS,), decode_rows, (CACHE_TOKENS,)),
+            )
+        )
+    return found
 
 
 def stages_of(plan: Plan, spec: ModelSpec) -> list[Stage]:
