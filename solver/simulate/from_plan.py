@@ -32,8 +32,9 @@ def machines_of(
     """The pipelines of one replica, their costs tabulated for `workload`.
 
     Raises:
-      ValueError: a stage stands on devices that the cluster or the profiles do not have.
+      ValueError: a stage stands on devices that the cluster or the profiles do not have, or its times are not told.
     """
+    check_alike(plan, spec)
     lengths = lengths_of(workload, spec.first_token)
     builder = _Builder(plan, spec, cluster, profiles, lengths)
     stages = plan.schedule.stages
@@ -47,6 +48,15 @@ def machines_of(
     link = cluster.link(builder.level(_devices(encode), _devices(decode)))
     hand_over_s = float(link.transfer_s(busiest * lengths.mean_input))
     return Machines(found.encode, found.decode, lengths.mean_input, hand_over_s)
+
+
+def check_alike(plan: Plan, spec: ModelSpec) -> None:
+    """Raises ValueError where stages do not have layers of the model's mean, which costs are worked out for."""
+    stages = plan.schedule.stages
+    if spec.encoder_layers and len(stages) > 1:
+        raise ValueError(
+            f"schedule.stages: {len(stages)} stages of {spec.family}, whose layers are not alike; times are known of 1"
+        )
 
 
 def conditions_of(plan: Plan, percentile: float | None = None) -> Conditions:

@@ -20,7 +20,7 @@ from solver.plan.schedule import StageSpec
 from solver.plan.timeline import TimelineEntry
 from solver.simulate.events.calls import CallTimes
 from solver.simulate.events.clock import Clock
-from solver.simulate.from_plan import TOKEN_BYTES, level_of
+from solver.simulate.from_plan import TOKEN_BYTES, check_alike, level_of
 
 Shape = tuple[int, int]
 """Compiled rows and tokens of an encode call, or rows and attended positions of a decode call."""
@@ -48,10 +48,11 @@ class PhasePredictor:
       cluster: what the plan's devices are numbers of; needed where a pipeline has several stages, for its links.
 
     Raises:
-      ValueError: the cluster or the profiles lack what the plan stands on.
+      ValueError: the cluster or the profiles lack what the plan stands on, or they do not tell its stages' times.
     """
 
     def __init__(self, plan: Plan, spec: ModelSpec, profiles: Sequence[Profile], cluster: Cluster | None) -> None:
+        check_alike(plan, spec)
         by_kind = {profile.device_kind: profile for profile in profiles}
         self._times = CallTimes(by_kind, spec, cluster)
         self._phase_s = max(profile.phase_s for profile in profiles)

@@ -22,6 +22,7 @@ from solver.plan.plan import make_buckets
 from solver.plan.schedule import Schedule, StageSpec
 from solver.search.planner import plan_schedule
 from solver.search.request import PlanRequest
+from solver.simulate.from_plan import machines_of
 from solver.simulate.memory import block_bytes, cache_token_bytes, embed_bytes, head_bytes
 
 ENCODER, DECODER = LayerKind("encoder"), LayerKind("cross")
@@ -103,6 +104,19 @@ def test_plans_have_the_whole_model_on_one_stage() -> None:
     assert plan.prediction.worst_mark == "estimated"
     period, iterations = plan.prediction.period_s, plan.schedule.decode_iterations
     assert plan.prediction.latency_s >= period * (workload().output_percentile(99.0) / iterations - 1)
+    cut = dataclasses.replace(
+        plan.schedule, stages=(StageSpec("both", (0, 9), (0,), 1), StageSpec("both", (9, 48), (1,), 1))
+    )
+    cluster = load_cluster("dgx-a100", 2)
+    with pytest.raises(ValueError, match=r"schedule\.stages: 2 stages of t5, whose layers are not alike"):
+        machines_of(
+            dataclasses.replace(plan, schedule=cut, memory=(), prediction=None),
+            spec(),
+            cluster,
+            (profile(),),
+            workload(),
+        )
+    assert machines_of(plan, spec(), cluster, (profile(),), workload()).encode.stages[0].layers == 48
     (waa,) = plan.runners_up
     assert (waa.policy, waa.reason) == ("waa", "not planned for t5, whose encoder stands apart")
 
