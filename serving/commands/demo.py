@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from serving import flags as shared
+from serving.demo.baselines import BASELINES
 
 _EMBEDDED = Path(__file__).resolve().parents[2] / "configs" / "demo" / "numbers"
 
@@ -28,11 +29,21 @@ flags.DEFINE_float(
     "limit on latency that the plan keeps; one that suits the machine if absent",
     flag_values=FLAGS,
 )
+flags.DEFINE_string("profile", None, "take this profile instead of measuring one", flag_values=FLAGS)
+flags.DEFINE_list("baselines", list(BASELINES), "what the plan is held against; none if empty", flag_values=FLAGS)
 flags.DEFINE_float("profile_s", 20.0, "measures no further point after this long", 0.0, flag_values=FLAGS)
 flags.DEFINE_bool("measure", False, "measure even where an earlier demo has measured this machine", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "which numbers are asked", flag_values=FLAGS)
 flags.DEFINE_string("folder", "build/demo", "for the profile, the plans and the report", flag_values=FLAGS)
 flags.DEFINE_string("picture", None, "also write what is printed as an SVG picture", flag_values=FLAGS)
+
+
+def _baselines() -> tuple[str, ...]:
+    """In the order of the house. Raises ValueError for one that is none."""
+    for name in FLAGS.baselines:
+        if name not in BASELINES:
+            raise ValueError(f"baselines: {name!r} is none; choose of {', '.join(BASELINES)}")
+    return tuple(name for name in BASELINES if name in FLAGS.baselines)
 
 
 def main(argv: list[str]) -> int:
@@ -49,8 +60,10 @@ def main(argv: list[str]) -> int:
         requests=FLAGS.requests,
         max_rows=FLAGS.max_rows,
         bound_s=bound_s,
+        profile=None if FLAGS.profile is None else Path(FLAGS.profile),
         profile_s=FLAGS.profile_s,
         measure=FLAGS.measure,
+        baselines=_baselines(),
         seed=FLAGS.seed,
         folder=Path(FLAGS.folder),
         picture=None if FLAGS.picture is None else Path(FLAGS.picture),

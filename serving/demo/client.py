@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -31,8 +31,10 @@ def run_demo(
     requests: int,
     max_rows: int,
     bound_s: float | None,
+    profile: Path | None,
     profile_s: float,
     measure: bool,
+    baselines: Sequence[str],
     seed: int,
     folder: Path,
     picture: Path | None,
@@ -44,8 +46,10 @@ def run_demo(
       requests: how many to send under each plan.
       max_rows: rows of the cache, for every plan.
       bound_s: on latency, from the start of a request's encode phase; None: one that suits the machine.
+      profile: to take instead of measuring one.
       profile_s: after which no further point is measured.
       measure: even where an earlier demo has.
+      baselines: that the plan is held against.
       seed: chooses the numbers.
       folder: for profile, workload, plans and the report.
       picture: where to write what was printed as SVG.
@@ -62,9 +66,9 @@ def run_demo(
     files = Folder(folder)
     console.print(f"[bold]1. A server process loads the model[/] in {directory} and profiles it.")
     with Worker(directory, lambda line: console.print(f"   {line}", style="dim", markup=False)) as worker:
-        console.print(f"   {worker.profile(files.profile, max_rows, profile_s, anew=measure)}")
+        console.print(f"   {worker.profile(files.profile, profile, max_rows, profile_s, anew=measure)}")
         console.print("[bold]2. The planner[/] finds the schedule with the highest throughput under a latency bound.")
-        planned = make_plans(directory, files, max_rows, bound_s)
+        planned = make_plans(directory, files, max_rows, bound_s, baselines)
         _print_plan(console, planned)
         outcomes = []
         for step, policy in enumerate(planned.plans, start=3):

@@ -7,6 +7,7 @@ the longest answer; predicted from the profile, so that it suits a fast machine 
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -42,7 +43,10 @@ def workload() -> Workload:
 
 
 def bound_s(profile: Profile, spec: ModelSpec, cluster: Cluster, asked: Workload, max_rows: int) -> float:
-    """The latency bound, in seconds, from the start of a request's encode phase."""
+    """The latency bound, in seconds, from the start of a request's encode phase; rounded up to three digits.
+
+    The profile's spread is added, since the planner keeps that much away from it.
+    """
     lengths = lengths_of(asked, spec.first_token)
     padding = Padding(asked.most_tokens, asked.most_input)
     unit = unit_costs(profile, spec, lengths, cluster, 1, max_rows, padding)
@@ -50,4 +54,6 @@ def bound_s(profile: Profile, spec: ModelSpec, cluster: Cluster, asked: Workload
     conditions = Conditions(cache_tokens=asked.most_tokens)
     batches = np.arange(min(_STATIC_STEP, max_rows), max_rows + 1, _STATIC_STEP)
     points = evaluate_static(pipeline, lengths, conditions, batches, lengths.most_decode, padding=padding)
-    return float(np.percentile(points.latency_s, BOUND_PERCENTILE))
+    kept_s = float(np.percentile(points.latency_s, BOUND_PERCENTILE)) * (1 + profile.spread)
+    unit = 10.0 ** (math.floor(math.log10(kept_s)) - 2)
+    return float(f"{math.ceil(kept_s / unit) * unit:.3g}")

@@ -21,9 +21,10 @@ class Order:
     """To the worker.
 
     Attributes:
-      do: "profile": measure the model and write `path`; "serve": run the plan in `path`, with fresh figures; "stop":
+      do: "profile": write the model's profile to `path`; "serve": run the plan in `path`, with fresh figures; "stop":
         end it and tell the figures.
       path: of a file.
+      given: a profile to take instead of measuring one.
       max_rows: of the profile.
       budget_s: of the profile.
       anew: measure even where an earlier demo has.
@@ -31,6 +32,7 @@ class Order:
 
     do: Do
     path: str = ""
+    given: str = ""
     max_rows: int = 0
     budget_s: float = 0.0
     anew: bool = False

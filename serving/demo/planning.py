@@ -6,10 +6,11 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from serving.demo import lengths
-from serving.demo.baselines import BASELINES, baseline_plan, read_settings
+from serving.demo.baselines import baseline_plan, read_settings
 from solver.facts.cluster_file import load_cluster
 from solver.facts.model_config import read_model_spec
 from solver.facts.profile_file import read_profile
@@ -59,13 +60,16 @@ class Planned:
     command: str
 
 
-def make_plans(directory: Path, folder: Folder, max_rows: int, bound_s: float | None) -> Planned:
+def make_plans(
+    directory: Path, folder: Folder, max_rows: int, bound_s: float | None, baselines: Sequence[str]
+) -> Planned:
     """Plans for the profile that lies in the folder.
 
     Args:
       directory: of the model.
       max_rows: that baselines share out; the profile reaches as far.
       bound_s: on latency; None: one that suits the machine.
+      baselines: of `serving.demo.baselines`, in this order.
 
     Raises:
       ValueError: no plan keeps the bound, or something else is wrong, in one line.
@@ -74,7 +78,6 @@ def make_plans(directory: Path, folder: Folder, max_rows: int, bound_s: float | 
     folder.workload.write_text(to_text(file_of(asked, "Apache-2.0")), encoding="utf-8")
     if bound_s is None:
         bound_s = lengths.bound_s(read_profile(folder.profile), spec, load_cluster(CLUSTER), asked, max_rows)
-        bound_s = float(f"{bound_s:.3g}")
     arguments = [
         *("plan", f"--model={directory}", f"--cluster={CLUSTER}", f"--profile={folder.profile}"),
         *(f"--workload={folder.workload}", f"--latency_bound_s={bound_s:g}", "--policies=rra"),
@@ -91,7 +94,7 @@ def make_plans(directory: Path, folder: Folder, max_rows: int, bound_s: float | 
         raise ValueError(f"exegpt plan: {lines[-1].removeprefix('exegpt: ')}")
     plans = {"rra": from_json(folder.plan("rra").read_text(encoding="utf-8"))}
     settings = read_settings()
-    for policy in BASELINES:
+    for policy in baselines:
         plans[policy] = baseline_plan(settings[policy], spec, asked, max_rows)
         folder.plan(policy).write_text(plans[policy].to_json(), encoding="utf-8")
     return Planned(plans, bound_s, " ".join(["exegpt", *arguments]))

@@ -40,9 +40,10 @@ class Worker:
         for work in (self._read_messages, self._read_errors):
             threading.Thread(target=work, daemon=True).start()
 
-    def profile(self, path: Path, max_rows: int, budget_s: float, *, anew: bool) -> str:
+    def profile(self, path: Path, given: Path | None, max_rows: int, budget_s: float, *, anew: bool) -> str:
         """Has it write the model's profile, which it measures if it must; returns what it says of it."""
-        return self._ask(Order("profile", str(path), max_rows, budget_s, anew), "profiled").text
+        order = Order("profile", str(path), "" if given is None else str(given), max_rows, budget_s, anew)
+        return self._ask(order, "profiled").text
 
     def serve(self, plan: Path) -> str:
         """Has it run that plan, with nothing measured yet; returns the address."""

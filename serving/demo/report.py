@@ -103,7 +103,7 @@ def conclusions(outcomes: Sequence[Outcome], bound_s: float) -> list[str]:
     return [
         *(f"{NAMES['rra']}: {line}" for line in rra.figures.lines),
         f"The bound of {_ms(bound_s)} {kept}: p99 is {_ms(rra.figures.latency_s)}.",
-        f"Requests per second: {', '.join(gains)}.",
+        *([f"Requests per second: {', '.join(gains)}."] if gains else []),
     ]
 
 
@@ -121,7 +121,6 @@ def machine_line(outcomes: Sequence[Outcome], bound_s: float, took_s: float) -> 
         "requests": len(rra.numbers),
         "correct": rra.correct,
         "rra_requests_per_s": round(rra.summary.requests_per_s, 1),
-        "static_requests_per_s": round(outcomes[1].summary.requests_per_s, 1),
         "p99_s": round(rra.summary.latency_p99_s, 4),
         "bound_s": bound_s,
         "bound_kept": rra.figures.latency_s <= bound_s,

@@ -118,7 +118,11 @@ class _Worker:
         Message("say", line).send(self._out)
 
     def _measure(self, order: Order) -> str:
-        """Writes the profile: measured now, or by an earlier demo of this model on this machine."""
+        """Writes the profile: given, or measured now, or by an earlier demo of this model on this machine."""
+        if order.given:
+            self._profile = read_profile(Path(order.given))
+            write_profile(self._profile, Path(order.path))
+            return f"taken from {order.given}"
         asked = workload()
         limits = Limits(order.max_rows, asked.most_tokens, asked.most_input)
         kept = cache_folder("profiles") / f"{self._key(limits)}.json"

@@ -71,7 +71,7 @@ class Sweep:
 
     def bound_s(self, profile_s: float) -> float:
         path = self._folder / "profile.json"
-        print(self._worker.profile(path, self._max_rows, profile_s, anew=True), flush=True)
+        print(self._worker.profile(path, None, self._max_rows, profile_s, anew=True), flush=True)
         cluster = load_cluster(CLUSTER)
         return lengths.bound_s(read_profile(path), self._spec, cluster, self._asked, self._max_rows)
 

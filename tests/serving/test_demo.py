@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from exegpt_jax.testing import numbers_task as task
 from serving.demo import report
-from serving.demo.baselines import baseline_plan, read_settings
+from serving.demo.baselines import BASELINES, baseline_plan, read_settings
 from serving.demo.lengths import bound_s, workload
 from serving.demo.messages import Figures, Message, Order, parse, parse_order
 from serving.load import LoadResult
@@ -23,11 +23,11 @@ from solver.facts.cluster_file import load_cluster
 from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.facts.profile import Profile, Table
+from solver.facts.profile_file import shape_digest, write_profile
 from solver.plan.plan import from_json
 from tests.solver.planner_cases import random_profile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SMALL = ("--max_rows=12", "--profile_s=2")
 
 
 def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,16 +41,29 @@ def machine_line(output: str) -> dict[str, float]:
     return json.loads(last.removeprefix("DEMO "))
 
 
-def test_demo_profiles_plans_and_runs_the_plan_beside_its_baselines(
-    numbers_model: pathlib.Path, tmp_path: pathlib.Path
+def made_up_profile(model: pathlib.Path, folder: pathlib.Path) -> str:
+    """As the flag that spares measuring."""
+    spec = read_model_spec(model)
+    profile = random_profile(
+        np.random.default_rng(0), spec, tensors=(1,), padded=True, kind="cpu", shape=shape_digest(spec)
+    )
+    write_profile(profile, folder / "made_up.json")
+    return f"--profile={folder / 'made_up.json'}"
+
+
+def test_demo_plans_and_runs_the_plan_beside_its_baselines(
+    numbers_model: pathlib.Path, tmp_path: pathlib.Path, full: bool
 ) -> None:
+    """In full it measures the model and runs every baseline."""
     picture, folder = tmp_path / "demo.svg", tmp_path / "demo"
-    done = run_demo("--requests=150", *SMALL, f"--picture={picture}", f"--folder={folder}")
+    small = ("--baselines=static", made_up_profile(numbers_model, tmp_path), "--max_rows=4")
+    how = ("--measure", "--max_rows=12") if full else small
+    done = run_demo("--requests=150", *how, f"--picture={picture}", f"--folder={folder}")
     assert done.returncode == 0, done.stderr
     fields = machine_line(done.stdout)
     assert fields["requests"] == 150
     assert fields["correct"] >= 147
-    for policy in ("rra", "static", "iteration", "chunked"):
+    for policy in ("rra", *(BASELINES if full else ("static",))):
         assert fields[f"{policy}_correct"] >= 147
         assert fields[f"{policy}_requests_per_s"] > 0
         assert 0 < fields[f"{policy}_latency_p99_s"] <= fields[f"{policy}_p99_s"]
@@ -85,7 +98,8 @@ def test_demo_fails_with_a_layer_removed(numbers_model: pathlib.Path, tmp_path: 
         name: value for name, value in load_file(broken / "model.safetensors").items() if f".{gone}." not in name
     }
     save_file(tensors, broken / "model.safetensors")
-    done = run_demo("--requests=60", *SMALL, f"--model={broken}", f"--folder={tmp_path / 'demo'}")
+    small = ("--baselines=", made_up_profile(broken, tmp_path), "--max_rows=4")
+    done = run_demo("--requests=60", *small, f"--model={broken}", f"--folder={tmp_path / 'demo'}")
     assert done.returncode == 1
     assert machine_line(done.stdout)["correct"] < 59
     assert "answers are right, 98% are needed" in done.stderr
@@ -190,7 +204,7 @@ def test_the_machine_line_keeps_its_keys_and_says_whether_the_bound_was_kept() -
 def test_orders_and_messages_survive_the_pipe(tmp_path: pathlib.Path) -> None:
     figures = Figures(FIELDS, 0.1, ("a line", "and \n another"), (ENTRY,))
     sent = [Message("say", "text with \n a line"), Message("stopped", figures=figures)]
-    orders = [Order("profile", "profile.json", 12, 3.0), Order("stop")]
+    orders = [Order("profile", "profile.json", "given.json", 12, 3.0, True), Order("stop")]
     path = tmp_path / "pipe"
     with path.open("w") as stream:
         for said in (*sent, *orders):
@@ -217,7 +231,10 @@ def test_the_bound_suits_the_machine() -> None:
     spec, asked, cluster = spec_of_numbers(), workload(), load_cluster("cpu")
     profile = random_profile(np.random.default_rng(0), spec, tensors=(1,), padded=True, kind="cpu")
     once = bound_s(profile, spec, cluster, asked, 32)
-    assert bound_s(slowed(profile, 2.0), spec, cluster, asked, 32) == pytest.approx(2 * once)
+    assert bound_s(slowed(profile, 2.0), spec, cluster, asked, 32) == pytest.approx(2 * once, rel=0.01)
+    assert bound_s(dataclasses.replace(profile, spread=0.5), spec, cluster, asked, 32) == pytest.approx(
+        once * 1.5 / 1.02, rel=0.02
+    )
     assert bound_s(profile, spec, cluster, asked, 64) > once
 
 

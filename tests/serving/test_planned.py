@@ -230,15 +230,16 @@ def test_serve_runs_a_plan_and_tells_both_figures_when_it_stops(
     check_run_as_planned(trace, from_json(planned.read_text()))
 
 
+LONG = range(123_456_789, 923_456_789, 13_333_337)
+
+
 def test_a_plan_runs_on_the_real_engine(numbers_model: Path, tmp_path: Path) -> None:
-    """From plan to right answers, in a process of its own."""
-    planned = make_plan(numbers_model, tmp_path, (range(5, 12), range(2, 16)), 8 * 2**20)
+    """From plan to right answers, in a process of its own; answers are longer than a phase."""
+    planned = make_plan(numbers_model, tmp_path, (range(5, 12), range(2, 16)), 15 * 2**18)
     plan, trace = from_json(planned.read_text()), tmp_path / "trace.json"
-    numbers = [task.words(number) for number in range(200, 260)]
+    numbers = [task.words(number) for number in LONG]
     source = tmp_path / "numbers.jsonl"
-    source.write_text(
-        "".join(json.dumps({"id": n, "prompt": task.prompt(n), "max_tokens": 15}) + "\n" for n in range(200, 260))
-    )
+    source.write_text("".join(json.dumps({"id": n, "prompt": task.prompt(n), "max_tokens": 15}) + "\n" for n in LONG))
     done = subprocess.run(
         exegpt(
             "generate", f"--model={numbers_model}", f"--plan={planned}", f"--profile={planned.parent / 'profile.json'}",
@@ -249,5 +250,5 @@ def test_a_plan_runs_on_the_real_engine(numbers_model: Path, tmp_path: Path) -> 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert sum(a == b for a, b in zip(answers, numbers, strict=True)) >= 58
+    assert sum(a == b for a, b in zip(answers, numbers, strict=True)) >= 57
     check_run_as_planned(trace, plan)
