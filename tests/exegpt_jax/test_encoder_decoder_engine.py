@@ -25,7 +25,7 @@ from tests.exegpt_jax.test_runner_engine import CACHE_TOKENS, PROMPT_TOKENS, Hea
 from tests.exegpt_jax.tiny_models import CONFIGS
 
 SPEC = parse_config({**CONFIGS["t5-v1.1"], "decoder_start_token_id": 7})
-BUCKETS = Buckets((1, 3), (PROMPT_TOKENS,), (6,), (24, CACHE_TOKENS))
+BUCKETS = Buckets((3,), (PROMPT_TOKENS,), (6,), (24, CACHE_TOKENS))
 
 
 def engine_of(tensor: int) -> Engine:

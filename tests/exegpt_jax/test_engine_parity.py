@@ -30,7 +30,6 @@ QUICK = {
     ("qwen2-window-mixed", 4),
     ("qwen3", 2),
     ("t5", 4),
-    ("t5-v1.1", 1),
 }
 
 

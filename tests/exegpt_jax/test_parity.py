@@ -24,8 +24,8 @@ def case_of(name: str) -> Case:
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8])
 @pytest.mark.parametrize("name", CASES)
 def test_batched(name: str, tensor: int, full: bool) -> None:
-    if not full and name.startswith("t5") and (CASES.index(name) + tensor.bit_length()) % 2:
-        pytest.skip("T5 at two degrees a case; all of them in make test-full")
+    if not full and name.startswith("t5") and (CASES.index(name) + tensor.bit_length()) % 4 != 2:
+        pytest.skip("T5 at one degree a case; all of them in make test-full")
     difference = compare(case_of(name), tensor, batched=True)
     assert difference.matches, difference
 
@@ -33,8 +33,8 @@ def test_batched(name: str, tensor: int, full: bool) -> None:
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8])
 @pytest.mark.parametrize("name", CASES)
 def test_alone(name: str, tensor: int, full: bool) -> None:
-    if not full and (CASES.index(name) + tensor.bit_length()) % 4:
-        pytest.skip("every case at one of the degrees; all of them in make test-full")
+    if not full and ((CASES.index(name) + tensor.bit_length()) % 4 or name.startswith("t5-")):
+        pytest.skip("every case at one of the degrees, one of T5's; all of them in make test-full")
     difference = compare(case_of(name), tensor, batched=False)
     assert difference.matches, difference
 
