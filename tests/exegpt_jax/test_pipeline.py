@@ -16,7 +16,6 @@ from exegpt_jax.models.random import random_stage
 from exegpt_jax.runner.entries import stage_entries
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.runner.request import Request
-from solver.facts.model_config import parse_config
 from solver.plan.buckets import Buckets
 from solver.plan.correction import corrected_batch
 from solver.plan.memory import cache_row_bytes
@@ -26,7 +25,7 @@ from solver.plan.timeline import TimelineEntry
 from tests.exegpt_jax.plain_loop import PlainLoop
 from tests.exegpt_jax.random_plans import CACHE_TOKENS, plan_over, random_plans, stage_specs, stages_of
 from tests.exegpt_jax.test_runner_engine import Heard
-from tests.exegpt_jax.tiny_models import CONFIGS, spec_of
+from tests.exegpt_jax.tiny_models import spec_of
 
 SPEC = spec_of("llama")
 # Three stages, none like another.
@@ -241,23 +240,15 @@ def overlapping(entries: list[TimelineEntry]) -> int:
     return sum(ahead is not None and entry.dispatched_s < ahead.ready_s for entry, ahead in pairs)
 
 
-def test_stages_overlap() -> None:
-    """By order alone; but stages are given work that takes longer than to dispatch it."""
-    wide = parse_config({**CONFIGS["llama"], "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2})
-    plan = plan_over(
-        stage_specs([((0, 1), 1), ((1, 2), 1)]),
-        parts=2,
-        encode_batch=4,
-        buckets=Buckets((2,), (48,), (8,), (60,)),
-        prompt_tokens=48,
-    )
-    executor = PipelineExecutor(stages_of(plan, wide), plan)
-    executor.warm_up(kinds=("alloc", "encode", "insert", "begin", "iterate"))
-    rows = [EncodeRow(n, tuple(range(48)), 0, n, Sampling(max_tokens=9)) for n in range(8)]
-    calls = tuple(EncodeCall(tuple(rows[first : first + 2]), 2, 48) for first in range(0, 8, 2))
-    pending = executor.dispatch(PhaseCommand(0, encode=calls, decode=DecodeCall(4, 8, 60)))
+def test_stages_overlap(unequal: PipelineExecutor) -> None:
+    """By order alone: the last stage's four devices take longer over a pass than it takes to dispatch the next."""
+    unequal.reset()
+    rows = [EncodeRow(n, tuple(range(16)), 0, n, Sampling(max_tokens=31)) for n in range(6)]
+    calls = tuple(EncodeCall(tuple(rows[first : first + 2]), 2, 16) for first in range(0, 6, 2))
+    pending = unequal.dispatch(PhaseCommand(0, encode=calls, decode=DecodeCall(30, 6, CACHE_TOKENS)))
     encoded, block = pending.encoded(), pending.decoded()
     assert block is not None
+    assert len(block.work) == 30 * 2 * 3
     assert overlapping(stage_entries(0, "encode", [work for result in encoded for work in result.work])) > 0
     assert overlapping(stage_entries(0, "decode", block.work)) > 0
 
