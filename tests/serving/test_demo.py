@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -18,21 +19,28 @@ from serving.demo import report
 from serving.demo.baselines import BASELINES, baseline_plan, read_settings
 from serving.demo.lengths import bound_s, workload
 from serving.demo.messages import Figures, Message, Order, parse, parse_order
+from serving.demo.process import cache_folder
 from serving.load import LoadResult
 from solver.facts.cluster_file import load_cluster
 from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.facts.profile import Profile, Table
 from solver.facts.profile_file import shape_digest, write_profile
-from solver.plan.plan import from_json
+from solver.plan.plan import Plan, from_json
+from tests.serving.as_planned import check_run_as_planned
+from tests.serving.servers import exegpt
 from tests.solver.planner_cases import random_profile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+# Half of these runs' time is compiling; less care there costs small programs nothing.
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0"}
+
+
 def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "serving.cli", "demo", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=ENVIRONMENT)
 
 
 def machine_line(output: str) -> dict[str, float]:
@@ -86,6 +94,29 @@ def test_demo_plans_and_runs_the_plan_beside_its_baselines(
     assert "<svg" in page
     assert "Latency beside the bound" in page
     assert picture.read_text().startswith("<svg")
+    check_generate_runs_it(numbers_model, folder, plan)
+
+
+LONG = range(123_456_789, 923_456_789, 13_333_337)
+
+
+def check_generate_runs_it(model: pathlib.Path, folder: pathlib.Path, plan: Plan) -> None:
+    """`generate --plan` on the real engine, whose programs the demo has left; answers are longer than a phase."""
+    source, target, trace = (folder / name for name in ("in.jsonl", "out.jsonl", "trace.json"))
+    lines = [{"id": number, "prompt": task.prompt(number), "max_tokens": 15} for number in LONG]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = subprocess.run(
+        exegpt(
+            "generate", f"--model={model}", f"--plan={folder / 'plan-rra.json'}", f"--input={source}",
+            f"--profile={folder / 'profile.json'}", f"--output={target}", f"--timeline={trace}",
+            f"--compilation_cache={cache_folder('programs')}",
+        ),
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line)["text"] for line in target.read_text().splitlines()]
+    assert sum(answer == task.words(number) for answer, number in zip(answers, LONG, strict=True)) >= 57
+    check_run_as_planned(trace, plan)
 
 
 def test_demo_fails_with_a_layer_removed(numbers_model: pathlib.Path, tmp_path: pathlib.Path) -> None:

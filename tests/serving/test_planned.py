@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from exegpt_jax.testing import numbers_task as task
 from serving import cli
 from serving.commands import plan as plan_command
 from serving.flags import SCHEDULE_FLAGS
@@ -20,10 +18,11 @@ from solver.facts import cluster_file, profile_file, workload_file
 from solver.facts.cluster_file import load_cluster
 from solver.facts.model_config import read_model_spec
 from solver.facts.workload import merge
-from solver.plan.plan import Plan, from_json
+from solver.plan.plan import from_json
 from solver.plan.schedule import StageSpec
+from tests.serving.as_planned import check_run_as_planned
 from tests.serving.planning_toy import run as run
-from tests.serving.servers import environment, exegpt, server_process
+from tests.serving.servers import server_process
 from tests.solver.planner_cases import random_profile
 
 
@@ -69,22 +68,6 @@ def requests_file(folder: Path, count: int) -> Path:
 
 def summary(errors: str) -> dict:
     return json.loads(errors.splitlines()[-1].removeprefix("GENERATE "))
-
-
-def spans(trace: Path) -> list[dict]:
-    return [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
-
-
-def check_run_as_planned(trace: Path, plan: Plan) -> None:
-    """The Timeline's phases are the plan's, and each has its prediction."""
-    schedule, buckets = plan.schedule, plan.buckets
-    encodes = [span["args"] for span in spans(trace) if span["cat"] == "encode"]
-    decodes = [span["args"] for span in spans(trace) if span["cat"] == "decode"]
-    assert max(span["iterations"] for span in decodes) == schedule.decode_iterations
-    assert max(span["rows_bucket"] for span in decodes) <= schedule.max_rows
-    assert {span["rows_bucket"] for span in decodes} <= set(buckets.decode_rows)
-    assert {rows for span in encodes for rows, _ in span["calls"]} <= {1, *buckets.encode_rows}
-    assert all(span["predicted_s"] > 0 for span in encodes + decodes)
 
 
 def test_generate_runs_the_plan_and_tells_both_figures(
@@ -228,27 +211,3 @@ def test_serve_runs_a_plan_and_tells_both_figures_when_it_stops(
     assert found["predicted_requests_per_s"] > 0 < found["measured_requests_per_s"]
     assert found["phases"] > 0
     check_run_as_planned(trace, from_json(planned.read_text()))
-
-
-LONG = range(123_456_789, 923_456_789, 13_333_337)
-
-
-def test_a_plan_runs_on_the_real_engine(numbers_model: Path, tmp_path: Path) -> None:
-    """From plan to right answers, in a process of its own; answers are longer than a phase."""
-    planned = make_plan(numbers_model, tmp_path, (range(5, 12), range(2, 16)), 15 * 2**18)
-    plan, trace = from_json(planned.read_text()), tmp_path / "trace.json"
-    numbers = [task.words(number) for number in LONG]
-    source = tmp_path / "numbers.jsonl"
-    source.write_text("".join(json.dumps({"id": n, "prompt": task.prompt(n), "max_tokens": 15}) + "\n" for n in LONG))
-    done = subprocess.run(
-        exegpt(
-            "generate", f"--model={numbers_model}", f"--plan={planned}", f"--profile={planned.parent / 'profile.json'}",
-            f"--input={source}", f"--output={tmp_path / 'out.jsonl'}", f"--timeline={trace}",
-            f"--compilation_cache={tmp_path / 'programs'}",
-        ),
-        capture_output=True, text=True, timeout=500, env=environment(), check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answers = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert sum(a == b for a, b in zip(answers, numbers, strict=True)) >= 57
-    check_run_as_planned(trace, plan)
