@@ -61,9 +61,9 @@ def whole(profile: Profile, spec: ModelSpec, call: str, rows: int, tokens: int) 
 
 def test_real_programs_are_timed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
     if not full:  # its programs would double the time of this test
-        monkeypatch.setattr(measure, "runner_gap_s", lambda *_: 1e-4)
+        make_up_host_parts(monkeypatch)
     found = profile_model(model, Wishes(SMALLEST, repeats=1), tmp_path / "samples.jsonl")
-    assert (found.points_measured, found.points, found.samples) == (4, 4, 5)
+    assert (found.points_measured, found.points, found.samples) == (4, 4, 6)
     check_fits(found.profile, spec_of("llama"), "cpu", "float32")
     layer, end = found.profile.layer(1, LayerKind()), found.profile.end(1)
     for table in (layer.encode, layer.decode, end.embed, end.head):
@@ -85,7 +85,7 @@ def test_grid_is_whole_marks_are_right_and_a_killed_run_goes_on(
 
     monkeypatch.setattr(Probe, "__init__", fake_open)
     monkeypatch.setattr(Probe, "sample", jittered)
-    monkeypatch.setattr(measure, "runner_gap_s", lambda *_: 1e-4)
+    make_up_host_parts(monkeypatch)
 
     def killed(done: int, total: int, note: str) -> None:
         if done == 50:
@@ -100,7 +100,7 @@ def test_grid_is_whole_marks_are_right_and_a_killed_run_goes_on(
     spec = spec_of("llama")
     points = points_of(spec, 1, LIMITS)
     assert sorted(taken) == sorted(WISHES.repeats * [point.key for point in points])
-    assert (found.points_measured, found.points, found.resumed) == (len(points), len(points), 51)
+    assert (found.points_measured, found.points, found.resumed) == (len(points), len(points), 52)
 
     profile, axes = found.profile, axes_of(LIMITS)
     layer = profile.layer(1, LayerKind())
@@ -141,11 +141,11 @@ def test_the_budget_is_kept_and_what_it_leaves_out_is_marked(
     """With no time at all the corners are measured once, and nothing else."""
     monkeypatch.setattr(Probe, "__init__", fake_open)
     monkeypatch.setattr(Probe, "sample", lambda self: made_up(self.point))
-    monkeypatch.setattr(measure, "runner_gap_s", lambda *_: 1e-4)
+    make_up_host_parts(monkeypatch)
     limits = Limits(max_rows=8, cache_tokens=64, max_prompt_tokens=40)
     found = profile_model(model, Wishes(limits, time_budget_s=1e-6, repeats=7), tmp_path / "a.jsonl")
     corners = [point for point in points_of(spec_of("llama"), 1, limits) if point.level == 0]
-    assert (found.points_measured, found.samples) == (len(corners), len(corners) + 1)
+    assert (found.points_measured, found.samples) == (len(corners), len(corners) + 2)
     assert found.points_measured < found.points
     encode = found.profile.layers[0].encode
     assert (encode.marks == Mark.MEASURED).sum() == 4
@@ -153,9 +153,15 @@ def test_the_budget_is_kept_and_what_it_leaves_out_is_marked(
     assert (encode.seconds > 0).all()
     # A longer budget goes on from there, and fills the grid.
     full = profile_model(model, Wishes(limits, time_budget_s=300, repeats=7), tmp_path / "a.jsonl")
-    assert full.resumed == len(corners) + 1
+    assert full.resumed == len(corners) + 2
     assert (full.profile.layers[0].encode.marks == Mark.MEASURED).all()
-    assert full.samples == 7 * full.points + 1
+    assert full.samples == 7 * full.points + 2
+
+
+def make_up_host_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples that take programs of their own."""
+    for costly in ("runner_gap_s", "stage_dispatch_s"):
+        monkeypatch.setattr(measure, costly, lambda *_: 1e-4)
 
 
 def fake_open(self: Probe, point: Point, stage: object, cache_dtype: str) -> None:
@@ -314,7 +320,7 @@ def test_command_writes_a_profile_that_serves_its_own_model_only(
 ) -> None:
     monkeypatch.setattr(Probe, "__init__", fake_open)
     monkeypatch.setattr(Probe, "sample", lambda self: made_up(self.point))
-    monkeypatch.setattr(measure, "runner_gap_s", lambda *_: 1e-4)
+    make_up_host_parts(monkeypatch)
     output = tmp_path / "p.json.gz"
     arguments = ["profile", f"--model={model}", f"--output={output}", "--max_rows=4", "--cache_tokens=48"]
     assert cli.main(arguments) == 0
