@@ -31,7 +31,7 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string("profile", None, "take this profile instead of measuring one", flag_values=FLAGS)
 flags.DEFINE_list("baselines", list(BASELINES), "what the plan is held against; none if empty", flag_values=FLAGS)
-flags.DEFINE_float("profile_s", 20.0, "measures no further point after this long", 0.0, flag_values=FLAGS)
+flags.DEFINE_float("profile_s", 30.0, "measures no further point after this long", 0.0, flag_values=FLAGS)
 flags.DEFINE_bool("measure", False, "measure even where an earlier demo has measured this machine", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "which numbers are asked", flag_values=FLAGS)
 flags.DEFINE_string("folder", "build/demo", "for the profile, the plans and the report", flag_values=FLAGS)

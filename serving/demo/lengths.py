@@ -55,5 +55,5 @@ def bound_s(profile: Profile, spec: ModelSpec, cluster: Cluster, asked: Workload
     batches = np.arange(min(_STATIC_STEP, max_rows), max_rows + 1, _STATIC_STEP)
     points = evaluate_static(pipeline, lengths, conditions, batches, lengths.most_decode, padding=padding)
     kept_s = float(np.percentile(points.latency_s, BOUND_PERCENTILE)) * (1 + profile.spread)
-    unit = 10.0 ** (math.floor(math.log10(kept_s)) - 2)
-    return float(f"{math.ceil(kept_s / unit) * unit:.3g}")
+    third_digit = 10.0 ** (math.floor(math.log10(kept_s)) - 2)
+    return float(f"{math.ceil(kept_s / third_digit) * third_digit:.3g}")

@@ -47,6 +47,8 @@ _Result = TypeVar("_Result")
 _REPEATS = 3
 _SAY_EVERY_S = 3.0
 _SHOWN_PHASES = 10
+# A profile further off than this, over all phases of a run, is not kept.
+_STALE = 0.2
 # The Runner must not wait long for the interpreter while the wire's side has it.
 _SWITCH_S = 0.0005
 
@@ -71,6 +73,8 @@ class _Worker:
         self._directory, self._out = directory, out
         self._cores = split_cores()
         self._profile: Profile | None = None
+        # Where later demos find it.
+        self._kept: Path | None = None
         self._services: dict[str, Service] = {}
         self._runner: Runner | None = None
 
@@ -125,7 +129,7 @@ class _Worker:
             return f"taken from {order.given}"
         asked = workload()
         limits = Limits(order.max_rows, asked.most_tokens, asked.most_input)
-        kept = cache_folder("profiles") / f"{self._key(limits)}.json"
+        kept = self._kept = cache_folder("profiles") / f"{self._key(limits)}.json"
         if kept.is_file() and not order.anew:
             self._profile = read_profile(kept)
             write_profile(self._profile, Path(order.path))
@@ -188,6 +192,10 @@ class _Worker:
             return None
         runner.stop()
         found = beside(runner.plan, runner)
+        if self._kept is not None and runner.plan.prediction is not None and abs(found.phases_error or 0.0) > _STALE:
+            # Measured while others used the machine, or they do now: no later demo should plan with it.
+            self._kept.unlink(missing_ok=True)
+            self._say("the profile does not fit what ran: the next demo measures again")
         return Figures(found.fields(), found.measured.latency_s, tuple(found.lines()), _middle(runner.timeline))
 
 
