@@ -135,7 +135,8 @@ class _Worker:
             write_profile(self._profile, Path(order.path))
             return f"as an earlier demo measured it ({kept}; --measure measures again)"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        samples = kept.with_suffix(".samples.jsonl")
+        # In the demo's own folder: another demo may measure at the same time.
+        samples = Path(order.path).with_suffix(".samples.jsonl")
         said_s = time.monotonic()
 
         def progress(done: int, total: int, note: str) -> None:
@@ -145,7 +146,9 @@ class _Worker:
                 self._say(f"profile: {done} of {total} samples")
 
         wishes = Wishes(limits, time_budget_s=order.budget_s, repeats=_REPEATS)
-        found = profile_model(self._directory, wishes, samples, progress, resume=not order.anew)
+        # The thread that dispatches computes too, so it measures where the Runner will run, and not on every core.
+        with kept_to(self._cores.engine):
+            found = profile_model(self._directory, wishes, samples, progress, resume=not order.anew)
         self._profile = found.profile
         for path in (kept, Path(order.path)):
             write_profile(found.profile, path)
