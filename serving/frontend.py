@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Literal
 
 from exegpt_jax.runner.events import Event, Finished, Tokens
@@ -62,35 +62,41 @@ class Update:
     last_token_s: float = 0.0
 
 
-class _Live:
-    """One request that is being answered: what has come and nobody has taken yet."""
+class Live:
+    """One request that is being answered: what has come and nobody has taken yet.
 
-    def __init__(self, prepared: Prepared, text: ModelText) -> None:
+    Attributes:
+      number: what the Runner calls it.
+      ending: how it ended, once it has.
+    """
+
+    def __init__(self, number: str, prepared: Prepared, text: ModelText, wake: Callable[[], None]) -> None:
+        self.number = number
         self.prepared = prepared
-        self.answer = Answer(prepared.parameters, text.tokenizer)
-        self.arrival_s = time.monotonic()
-        self.first_s = self.last_s = 0.0
-        self.encode_start_s: float | None = None
-        self.texts: list[str] = []
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
         self.ending: Ending | Exception | None = None
-        self.ready = asyncio.Event()
+        self.arrival_s = time.monotonic()
+        self.wake = wake
+        self._answer = Answer(prepared.parameters, text.tokenizer)
+        self._first_s = self._last_s = 0.0
+        self._encode_start_s: float | None = None
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
 
     def push(self, event: Tokens) -> None:
-        self.last_s = time.monotonic()
-        self.first_s = self.first_s or self.last_s
-        piece = self.answer.push(event.token_ids, event.logprobs)
-        self.texts.append(piece.text)
-        self.token_ids.extend(piece.token_ids)
-        self.logprobs.extend(piece.logprobs)
+        self._last_s = time.monotonic()
+        self._first_s = self._first_s or self._last_s
+        piece = self._answer.push(event.token_ids, event.logprobs)
+        self._texts.append(piece.text)
+        self._token_ids.extend(piece.token_ids)
+        self._logprobs.extend(piece.logprobs)
         self.ending = piece.ending
 
     def finish(self, event: Finished) -> None:
-        self.encode_start_s = event.times.encode_start_s
+        self._encode_start_s = event.times.encode_start_s
         if event.reason in ("stop", "length"):
-            piece = self.answer.finish(event.reason, event.stop_token)
-            self.texts.append(piece.text)
+            piece = self._answer.finish(event.reason, event.stop_token)
+            self._texts.append(piece.text)
             self.ending = piece.ending
         elif event.reason == "deadline":
             self.ending = DeadlinePassed()
@@ -101,22 +107,26 @@ class _Live:
 
     def take(self) -> Update:
         """Everything since the last take. Raises what ended the request other than well."""
-        self.ready.clear()
         if isinstance(self.ending, Exception):
             raise self.ending
         update = Update(
-            text="".join(self.texts),
-            token_ids=tuple(self.token_ids),
-            logprobs=tuple(self.logprobs),
+            text="".join(self._texts),
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
             ending=self.ending,
             seed=self.prepared.parameters.sampling.seed,
             prompt_tokens=len(self.prepared.prompt_ids),
-            encode_start_s=None if self.encode_start_s is None else self.encode_start_s - self.arrival_s,
-            first_token_s=self.first_s - self.arrival_s,
-            last_token_s=self.last_s - self.arrival_s,
+            encode_start_s=None if self._encode_start_s is None else self._encode_start_s - self.arrival_s,
+            first_token_s=self._first_s - self.arrival_s,
+            last_token_s=self._last_s - self.arrival_s,
         )
-        self.texts, self.token_ids, self.logprobs = [], [], []
+        self._texts, self._token_ids, self._logprobs = [], [], []
         return update
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a take brings anything; held-back characters may make nothing of new tokens."""
+        return self.ending is not None or bool(self._token_ids) or any(self._texts)
 
 
 class Frontend:
@@ -124,15 +134,17 @@ class Frontend:
 
     Attributes:
       max_requests: requests admitted at once, running and waiting; more are refused as Unavailable.
+      on_drain: called when it begins.
     """
 
     def __init__(self, max_requests: int) -> None:
         self.max_requests = max_requests
+        self.on_drain: set[Callable[[], None]] = set()
         self._loop = asyncio.get_running_loop()
         self._state: Literal["warming", "serving", "draining"] = "warming"
         self._text: ModelText | None = None
         self._runner: Runner | None = None
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._admitted = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -143,6 +155,10 @@ class Frontend:
         """Requests admitted and not answered yet."""
         return self._admitted
 
+    @property
+    def draining(self) -> bool:
+        return self._state == "draining"
+
     def open(self, text: ModelText, runner: Runner) -> None:
         """Begins to admit requests."""
         self._text, self._runner, self._state = text, runner, "serving"
@@ -151,42 +167,57 @@ class Frontend:
         """The Runner's callback, on the Runner's thread."""
         self._loop.call_soon_threadsafe(self._deliver, events)
 
-    async def stream(self, fields: Mapping[str, object], deadline_s: float | None) -> AsyncGenerator[Update]:
-        """Answers one request. Leaving early cancels it.
+    async def begin(self, fields: Mapping[str, object], deadline_s: float | None, wake: Callable[[], None]) -> Live:
+        """Admits one request; whoever begins it ends it, with `end`.
 
         Args:
           fields: prompt or messages, and parameters, as `ModelText.prepare` takes them.
           deadline_s: on time.monotonic's clock.
+          wake: called whenever there is something to take.
 
         Raises:
-          Unavailable, DeadlinePassed, GenerationFailed; ValueError for bad input, in one line.
+          Unavailable; ValueError for bad input, in one line.
         """
         text, runner = self._admit()
-        number = str(next(self._numbers))
+        live = None
         try:
             prepared = await _prepare(text, fields)
-            live = self._live[number] = _Live(prepared, text)
-            self._submit(runner, number, live, deadline_s)
+            live = Live(str(next(self._numbers)), prepared, text, wake)
+            self._live[live.number] = live
+            self._submit(runner, live, deadline_s)
+        # Whatever it is: nobody else can give the place back.
+        except BaseException:
+            self._forget(live)
+            raise
+        return live
+
+    def end(self, live: Live) -> None:
+        """Nobody waits for it any more; its row is freed if it has not ended."""
+        if live.ending is None and self._runner is not None:
+            self._runner.cancel(live.number)
+        self._forget(live)
+
+    async def stream(self, fields: Mapping[str, object], deadline_s: float | None) -> AsyncGenerator[Update]:
+        """Answers one request. Leaving early cancels it. Arguments and errors as of `begin` and `Live.take`."""
+        ready = asyncio.Event()
+        live = await self.begin(fields, deadline_s, ready.set)
+        try:
             ended = False
-            try:
-                while not ended:
-                    await live.ready.wait()
+            while not ended:
+                await ready.wait()
+                ready.clear()
+                if live.has_news:
                     update = live.take()
                     ended = update.ending is not None
-                    if ended or update.text or update.token_ids:
-                        yield update
-            finally:
-                if live.ending is None:
-                    runner.cancel(number)
+                    yield update
         finally:
-            self._live.pop(number, None)
-            self._admitted -= 1
-            if self._admitted == 0:
-                self._idle.set()
+            self.end(live)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new requests and waits until the admitted ones are answered; False if time ran out."""
         self._state = "draining"
+        for wake in self.on_drain:
+            wake()
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
@@ -204,9 +235,16 @@ class Frontend:
         self._idle.clear()
         return self._text, self._runner
 
-    def _submit(self, runner: Runner, number: str, live: _Live, deadline_s: float | None) -> None:
+    def _forget(self, live: Live | None) -> None:
+        if live is not None:
+            self._live.pop(live.number, None)
+        self._admitted -= 1
+        if self._admitted == 0:
+            self._idle.set()
+
+    def _submit(self, runner: Runner, live: Live, deadline_s: float | None) -> None:
         request = Request(
-            id=number,
+            id=live.number,
             prompt_ids=live.prepared.prompt_ids,
             sampling=live.prepared.parameters.sampling,
             arrival_s=live.arrival_s,
@@ -236,7 +274,7 @@ class Frontend:
                 live.ending = GenerationFailed(type(error).__name__)
             if live.ending is not None and isinstance(event, Tokens) and self._runner is not None:
                 self._runner.cancel(event.id)
-            live.ready.set()
+            live.wake()
 
 
 async def _prepare(text: ModelText, fields: Mapping[str, object]) -> Prepared:

@@ -1,18 +1,20 @@
 """A load on a server, from this process: who asks what when, and what came back when.
 
 Open loop: each request has its own time and is sent then, however slow the server is. Closed loop: a fixed number of
-requests is in flight, the next one is sent when one ends. One asyncio loop, one call per request over one channel.
+requests is in flight, the next one is sent when one ends. One asyncio loop, one channel; one call per request, or one
+for all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
 
-from serving.client import AsyncClient, Parameters, Prompt, ServerError
+from serving.client import AsyncClient, AsyncSession, Parameters, Prompt, ServerError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ def run_load(
     *,
     concurrency: int | None = None,
     timeout_s: float | None = None,
+    one_call: bool = False,
     on_result: Callable[[LoadResult], None] | None = None,
 ) -> list[LoadResult]:
     """Runs a load and returns the results in the requests' order.
@@ -77,11 +80,14 @@ def run_load(
       address: the server's.
       requests: what to ask.
       concurrency: requests in flight (closed loop); None sends each at its `at_s` (open loop).
-      timeout_s: deadline of each call.
+      timeout_s: deadline of each request.
+      one_call: of GenerateStream, for all requests, at a small part of the cost; else each has a call of its own.
       on_result: called for each request as it ends, for a live display.
     """
     return asyncio.run(
-        run_load_async(address, requests, concurrency=concurrency, timeout_s=timeout_s, on_result=on_result)
+        run_load_async(
+            address, requests, concurrency=concurrency, timeout_s=timeout_s, one_call=one_call, on_result=on_result
+        )
     )
 
 
@@ -91,13 +97,14 @@ async def run_load_async(
     *,
     concurrency: int | None = None,
     timeout_s: float | None = None,
+    one_call: bool = False,
     on_result: Callable[[LoadResult], None] | None = None,
 ) -> list[LoadResult]:
     """`run_load` inside a running loop."""
     gate = asyncio.Semaphore(concurrency or len(requests) or 1)
     start_s = time.monotonic()
 
-    async def ask(client: AsyncClient, index: int) -> LoadResult:
+    async def ask(client: AsyncClient | AsyncSession, index: int) -> LoadResult:
         request = requests[index]
         if concurrency is None:
             await asyncio.sleep(start_s + request.at_s - time.monotonic())
@@ -108,12 +115,18 @@ async def run_load_async(
             on_result(result)
         return result
 
-    async with AsyncClient(address) as client:
-        return list(await asyncio.gather(*(ask(client, index) for index in range(len(requests)))))
+    async with AsyncClient(address) as client, contextlib.AsyncExitStack() as stack:
+        asked = await stack.enter_async_context(client.session()) if one_call else client
+        return list(await asyncio.gather(*(ask(asked, index) for index in range(len(requests)))))
 
 
 async def _ask(
-    client: AsyncClient, index: int, request: LoadRequest, start_s: float, planned_s: float, timeout_s: float | None
+    client: AsyncClient | AsyncSession,
+    index: int,
+    request: LoadRequest,
+    start_s: float,
+    planned_s: float,
+    timeout_s: float | None,
 ) -> LoadResult:
     sent_s, first_s, last_s = time.monotonic() - start_s, math.nan, math.nan
     texts: list[str] = []

@@ -114,7 +114,8 @@ def _load(
     with kept_to(split_cores().wire):
         # One wave that is not counted: no plan shall pay for a cold wire.
         cold = range(10**8, 10**8 + in_flight)
-        run_load(address, [_request(number) for number in cold], concurrency=in_flight, timeout_s=_TIMEOUT_S)
+        once = [_request(number) for number in cold]
+        run_load(address, once, concurrency=in_flight, timeout_s=_TIMEOUT_S, one_call=True)
         address = worker.serve(path)
         with Progress(
             TextColumn("  "),
@@ -126,7 +127,9 @@ def _load(
         ) as progress:
             show = _live_display(progress, numbers)
             asked = [_request(number) for number in numbers]
-            results = run_load(address, asked, concurrency=in_flight, timeout_s=_TIMEOUT_S, on_result=show)
+            results = run_load(
+                address, asked, concurrency=in_flight, timeout_s=_TIMEOUT_S, one_call=True, on_result=show
+            )
     outcome = report.Outcome(policy, planned.plans[policy], numbers, tuple(results), worker.stop())
     _print_samples(console, outcome)
     return outcome

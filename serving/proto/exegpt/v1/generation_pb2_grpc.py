@@ -40,6 +40,11 @@ class GenerationStub:
                 request_serializer=exegpt_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=exegpt_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateStream = channel.stream_stream(
+                '/exegpt.v1.Generation/GenerateStream',
+                request_serializer=exegpt_dot_v1_dot_generation__pb2.GenerateStreamRequest.SerializeToString,
+                response_deserializer=exegpt_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServicer:
@@ -57,6 +62,18 @@ class GenerationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateStream(self, request_iterator, context):
+        """Answers many prompts over one call, at a small part of what as many calls cost: each message carries everything that
+        all answers have gained since the one before, so one phase of the schedule makes one message.
+
+        Requests are known by the ids that the client chose. What befalls one of them comes as an error in band; the call goes
+        on. It ends OK when the client has half-closed and every request has its last response or error, and UNAVAILABLE when
+        the server stops. Cancelling it, or its deadline, ends all of its requests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -64,6 +81,11 @@ def add_GenerationServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=exegpt_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=exegpt_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GenerateStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateStream,
+                    request_deserializer=exegpt_dot_v1_dot_generation__pb2.GenerateStreamRequest.FromString,
+                    response_serializer=exegpt_dot_v1_dot_generation__pb2.GenerateStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -94,6 +116,33 @@ class Generation:
             '/exegpt.v1.Generation/Generate',
             exegpt_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             exegpt_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/exegpt.v1.Generation/GenerateStream',
+            exegpt_dot_v1_dot_generation__pb2.GenerateStreamRequest.SerializeToString,
+            exegpt_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

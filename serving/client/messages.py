@@ -1,33 +1,19 @@
-"""A typed client of `exegpt.v1.Generation`: `Client` for threads, `AsyncClient` for asyncio.
-
-    with Client("127.0.0.1:50051") as client:
-        for chunk in client.stream("4217 ->", max_tokens=32):
-            print(chunk.text, end="")
-
-A prompt is text, a list of token ids, or a list of {"role", "content"}; parameters have vLLM's names.
-"""
+"""What a client sends and gets, in Python's terms: prompts and parameters, chunks, replies, errors."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict, Unpack
 
 import grpc
-import grpc.aio
 
 from serving.proto.exegpt.v1 import generation_pb2 as pb
-from serving.proto.exegpt.v1 import generation_pb2_grpc as pb_grpc
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 REQUEST_ID = "x-request-id"
-_OPTIONS = (
-    ("grpc.max_receive_message_length", 16 * 2**20),
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-)
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class Parameters(TypedDict, total=False):
@@ -137,84 +123,8 @@ def make_request(prompt: Prompt, request_id: str = "", **parameters: Unpack[Para
     return request
 
 
-class Client:
-    """Blocking calls over one channel; safe to share between threads."""
-
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
-        self._stub = pb_grpc.GenerationStub(self._channel)
-
-    def stream(
-        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
-    ) -> Iterator[Chunk]:
-        """Chunks as they come; leaving the loop early cancels the request. Raises ServerError, ValueError."""
-        call = self._stub.Generate(make_request(prompt, request_id, **parameters), timeout=timeout_s)
-        try:
-            for response in call:
-                yield _chunk(response)
-        except grpc.RpcError as error:
-            raise _server_error(call.code(), call.details(), call.trailing_metadata()) from error
-        finally:
-            call.cancel()
-
-    def generate(
-        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
-    ) -> Reply:
-        """The whole answer. Raises ServerError, ValueError."""
-        return _reply(list(self.stream(prompt, request_id=request_id, timeout_s=timeout_s, **parameters)))
-
-    def close(self) -> None:
-        self._channel.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class AsyncClient:
-    """The same for asyncio; make it inside a running loop."""
-
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self._stub = pb_grpc.GenerationStub(self._channel)
-
-    async def stream(
-        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
-    ) -> AsyncIterator[Chunk]:
-        """Chunks as they come; closing the iterator early cancels the request. Raises ServerError, ValueError."""
-        call = self._stub.Generate(make_request(prompt, request_id, **parameters), timeout=timeout_s)
-        try:
-            async for response in call:
-                yield _chunk(response)
-        except grpc.aio.AioRpcError as error:
-            raise _server_error(error.code(), error.details(), error.trailing_metadata()) from error
-        finally:
-            call.cancel()
-
-    async def generate(
-        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
-    ) -> Reply:
-        """The whole answer. Raises ServerError, ValueError."""
-        pieces = self.stream(prompt, request_id=request_id, timeout_s=timeout_s, **parameters)
-        return _reply([chunk async for chunk in pieces])
-
-    async def close(self) -> None:
-        await self._channel.close()
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-
-def _chunk(response: pb.GenerateResponse) -> Chunk:
+def chunk_of(response: pb.GenerateResponse) -> Chunk:
+    """A message in Python's terms."""
     return Chunk(
         text=response.text,
         token_ids=tuple(response.token_ids),
@@ -240,7 +150,8 @@ def _finish(finish: pb.Finish) -> Finish:
     )
 
 
-def _reply(chunks: Sequence[Chunk]) -> Reply:
+def reply_of(chunks: Sequence[Chunk]) -> Reply:
+    """The chunks of one answer put together. Raises ServerError if the last one is missing."""
     finish = chunks[-1].finish if chunks else None
     if finish is None:
         raise ServerError("DATA_LOSS", "the stream ended without a finish", None)
@@ -252,8 +163,14 @@ def _reply(chunks: Sequence[Chunk]) -> Reply:
     )
 
 
-def _server_error(
+def error_of(error: pb.RequestError) -> ServerError:
+    """The end of one request of a session."""
+    return ServerError(_CODES.get(error.code, "UNKNOWN"), error.message or "no details", error.id)
+
+
+def server_error(
     code: grpc.StatusCode, details: str | None, metadata: Iterable[tuple[str, str | bytes]] | None
 ) -> ServerError:
+    """How a call ended, as an exception."""
     request_id = dict(metadata or ()).get(REQUEST_ID)
     return ServerError(code.name, details or "no details", str(request_id) if request_id is not None else None)

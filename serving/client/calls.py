@@ -1,0 +1,101 @@
+"""`Client` for threads and `AsyncClient` for asyncio: one gRPC call per request, over one channel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import Unpack
+
+import grpc
+import grpc.aio
+
+from serving.client.messages import Chunk, Parameters, Prompt, Reply, chunk_of, make_request, reply_of, server_error
+from serving.client.session import AsyncSession
+from serving.proto.exegpt.v1 import generation_pb2_grpc as pb_grpc
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 16 * 2**20),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Client:
+    """Blocking calls over one channel; safe to share between threads."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._stub = pb_grpc.GenerationStub(self._channel)
+
+    def stream(
+        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
+    ) -> Iterator[Chunk]:
+        """Chunks as they come; leaving the loop early cancels the request. Raises ServerError, ValueError."""
+        call = self._stub.Generate(make_request(prompt, request_id, **parameters), timeout=timeout_s)
+        try:
+            for response in call:
+                yield chunk_of(response)
+        except grpc.RpcError as error:
+            raise server_error(call.code(), call.details(), call.trailing_metadata()) from error
+        finally:
+            call.cancel()
+
+    def generate(
+        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
+    ) -> Reply:
+        """The whole answer. Raises ServerError, ValueError."""
+        return reply_of(list(self.stream(prompt, request_id=request_id, timeout_s=timeout_s, **parameters)))
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """The same for asyncio; make it inside a running loop."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = pb_grpc.GenerationStub(self._channel)
+
+    def session(self) -> AsyncSession:
+        """Many requests over one call, for who has many; to be used with `async with`."""
+        return AsyncSession(self._stub)
+
+    async def stream(
+        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
+    ) -> AsyncIterator[Chunk]:
+        """Chunks as they come; closing the iterator early cancels the request. Raises ServerError, ValueError."""
+        call = self._stub.Generate(make_request(prompt, request_id, **parameters), timeout=timeout_s)
+        try:
+            async for response in call:
+                yield chunk_of(response)
+        except grpc.aio.AioRpcError as error:
+            raise server_error(error.code(), error.details(), error.trailing_metadata()) from error
+        finally:
+            call.cancel()
+
+    async def generate(
+        self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
+    ) -> Reply:
+        """The whole answer. Raises ServerError, ValueError."""
+        pieces = self.stream(prompt, request_id=request_id, timeout_s=timeout_s, **parameters)
+        return reply_of([chunk async for chunk in pieces])
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
