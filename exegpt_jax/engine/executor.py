@@ -9,11 +9,11 @@ import dataclasses
 from collections.abc import Callable
 
 from exegpt_jax.engine import compiling
+from exegpt_jax.engine.apart.sides import DecodeSide, EncodeSide
 from exegpt_jax.engine.api import DecodeResult, EncodeCall, EncodeResult, Pending, PhaseCommand
 from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.results import Parts, encode_result, guarded, tells
-from exegpt_jax.engine.sides import DecodeSide, EncodeSide
 from exegpt_jax.engine.state import Block
 
 

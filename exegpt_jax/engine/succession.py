@@ -12,14 +12,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from exegpt_jax.engine.apart import WaaExecutor
+from exegpt_jax.engine.apart.executor import WaaExecutor
 from exegpt_jax.engine.api import Executor
 from exegpt_jax.engine.compiling import Program, Recipe, compile_all, compile_behind
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.executor import LocalExecutor
-from exegpt_jax.engine.pipeline_executor import PipelineExecutor
+from exegpt_jax.engine.pipeline.executor import PipelineExecutor
+from exegpt_jax.engine.pipeline.stage_programs import StageRecipes, part_plan
 from exegpt_jax.engine.programs import Recipes
-from exegpt_jax.engine.stage_programs import StageRecipes, part_plan
 from exegpt_jax.sharding.stage import Stage
 from solver.facts.model_spec import ModelSpec
 from solver.plan.memory import memory_table

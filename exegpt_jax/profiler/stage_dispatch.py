@@ -14,8 +14,8 @@ from collections.abc import Callable
 import jax
 from jax import Array
 
-from exegpt_jax.engine.links import Link
-from exegpt_jax.engine.pipeline import Pipeline
+from exegpt_jax.engine.pipeline.pipeline import Pipeline
+from exegpt_jax.engine.transfer.links import Link
 from exegpt_jax.profiler.grid import Limits
 from exegpt_jax.sharding.mesh import make_mesh
 from exegpt_jax.sharding.stage import Stage

@@ -16,12 +16,12 @@ from typing import cast
 
 import jax
 
-from exegpt_jax.engine.apart import WaaExecutor
+from exegpt_jax.engine.apart.executor import WaaExecutor
 from exegpt_jax.engine.api import EngineError
 from exegpt_jax.engine.compiling import Program, keep_on_disk
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.executor import LocalExecutor
-from exegpt_jax.engine.pipeline_executor import PipelineExecutor
+from exegpt_jax.engine.pipeline.executor import PipelineExecutor
 from exegpt_jax.runner import measure
 from exegpt_jax.sharding.stage import Stage
 from exegpt_jax.weights.digest import checkpoint_digest

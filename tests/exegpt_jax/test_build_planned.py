@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from exegpt_jax.engine.api import Sampling
-from exegpt_jax.engine.pipeline_executor import PipelineExecutor
+from exegpt_jax.engine.pipeline.executor import PipelineExecutor
 from exegpt_jax.runner.build_planned import build_planned
 from exegpt_jax.runner.events import Event, Tokens
 from exegpt_jax.runner.loop import Runner

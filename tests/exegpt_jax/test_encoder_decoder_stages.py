@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from exegpt_jax.engine.apart import WaaExecutor
+from exegpt_jax.engine.apart.executor import WaaExecutor
 from exegpt_jax.engine.api import Executor
 from exegpt_jax.engine.compiling import forbid_compilations
-from exegpt_jax.engine.pipeline_executor import PipelineExecutor
+from exegpt_jax.engine.pipeline.executor import PipelineExecutor
 from exegpt_jax.runner.build_planned import build_planned
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.sharding.mesh import make_mesh

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from exegpt_jax.engine import handover
 from exegpt_jax.engine.api import EngineError, Sampling
 from exegpt_jax.engine.cache import CacheSpec
 from exegpt_jax.engine.compiling import forbid_compilations
-from exegpt_jax.engine.handover import HandOver, checksum
-from exegpt_jax.engine.head_routes import head_routes
 from exegpt_jax.engine.results import ready
 from exegpt_jax.engine.sampling import Counts, pack
 from exegpt_jax.engine.state import NO_COUNTS, NO_ROWS, Payload, Rows
+from exegpt_jax.engine.transfer import handover
+from exegpt_jax.engine.transfer.handover import HandOver, checksum
+from exegpt_jax.engine.transfer.head_routes import head_routes
 from exegpt_jax.sharding.mesh import make_mesh
 from exegpt_jax.sharding.stage import Stage, blueprint
 from solver.facts.model_spec import ModelSpec

@@ -11,7 +11,7 @@ import pytest
 
 from exegpt_jax.engine.api import DecodeCall, EncodeCall, EncodeRow, EngineError, PhaseCommand, Sampling
 from exegpt_jax.engine.compiling import forbid_compilations
-from exegpt_jax.engine.pipeline_executor import PipelineExecutor
+from exegpt_jax.engine.pipeline.executor import PipelineExecutor
 from exegpt_jax.models.random import random_stage
 from exegpt_jax.runner.entries import stage_entries
 from exegpt_jax.runner.loop import Runner

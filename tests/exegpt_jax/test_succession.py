@@ -13,7 +13,7 @@ from exegpt_jax.engine import compiling
 from exegpt_jax.engine.api import Executor, Sampling
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.executor import LocalExecutor
-from exegpt_jax.engine.pipeline_executor import PipelineExecutor
+from exegpt_jax.engine.pipeline.executor import PipelineExecutor
 from exegpt_jax.engine.succession import PipelineSuccession, Succession, carries, prepare, same_stages, succession
 from exegpt_jax.models.random import random_stage
 from exegpt_jax.runner.follow import Follower, Successor

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from exegpt_jax.engine.apart import WaaExecutor
+from exegpt_jax.engine.apart.executor import WaaExecutor
 from exegpt_jax.engine.compiling import forbid_compilations
 from exegpt_jax.runner import build, build_planned
 from exegpt_jax.runner.loop import Runner

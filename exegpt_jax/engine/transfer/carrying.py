@@ -3,8 +3,8 @@
     cut on the senders' mesh -> shards from device to device -> join on the receivers' mesh
 
 `jax.device_put` onto a sharding whose shards the source does not hold waits for the source and copies through the host.
-So keys and values are cut to measure first (`exegpt_jax.engine.head_routes`), shards are put device by device, and the
-arrays are put together from them. Equal degrees, or heads that are only repeated, need no program at all.
+So keys and values are cut to measure first (`exegpt_jax.engine.transfer.head_routes`), shards are put device by device,
+and the arrays are put together from them. Equal degrees, or heads that are only repeated, need no program at all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from exegpt_jax.engine.api import EngineError
 from exegpt_jax.engine.cache import CacheSpec, Layers
 from exegpt_jax.engine.compiling import Program, Recipe
-from exegpt_jax.engine.head_routes import Heads, head_routes
+from exegpt_jax.engine.transfer.head_routes import Heads, head_routes
 from exegpt_jax.sharding.mesh import make_mesh
 
 Key = tuple[object, ...]

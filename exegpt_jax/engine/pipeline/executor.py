@@ -16,9 +16,9 @@ from exegpt_jax.engine import compiling
 from exegpt_jax.engine.api import NO_SLOT, DecodeResult, EncodeCall, EncodeResult, Pending, PhaseCommand
 from exegpt_jax.engine.cache import Layers
 from exegpt_jax.engine.compiling import Program
-from exegpt_jax.engine.decode_rounds import DecodeRounds
-from exegpt_jax.engine.pipeline import EncodePass, Pipeline
-from exegpt_jax.engine.pipeline_slots import PipelineSlots
+from exegpt_jax.engine.pipeline.pipeline import EncodePass, Pipeline
+from exegpt_jax.engine.pipeline.rounds import DecodeRounds
+from exegpt_jax.engine.pipeline.slots import PipelineSlots
 from exegpt_jax.engine.results import Parts, encode_result, guarded, tells
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.memory import cache_row_bytes, payload_bytes

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from exegpt_jax.engine.api import EncodeRow
 from exegpt_jax.engine.compiling import Program
-from exegpt_jax.engine.pipeline import Pipeline
+from exegpt_jax.engine.pipeline.pipeline import Pipeline
 from exegpt_jax.engine.programs import SLOTS_PER_CALL
 from exegpt_jax.engine.state import Payload, State
 from solver.plan.micro_batches import place_of

@@ -18,10 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from exegpt_jax.engine.api import EngineError
 from exegpt_jax.engine.cache import CacheSpec, Layers
-from exegpt_jax.engine.carrying import HeadCarrier, Key, carry_whole, run
 from exegpt_jax.engine.compiling import Program, Recipe, compile_all
 from exegpt_jax.engine.sampling import Counts
 from exegpt_jax.engine.state import NO_COUNTS, NO_ROWS, Payload
+from exegpt_jax.engine.transfer.carrying import HeadCarrier, Key, carry_whole, run
 from exegpt_jax.sharding.stage import Stage
 from solver.facts.model_spec import ModelSpec
 

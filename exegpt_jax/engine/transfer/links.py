@@ -1,7 +1,7 @@
 """Links: how one stage's output reaches the next stage's devices, and the sampled tokens the first stage's.
 
 What travels is whole on every device of either mesh, so each receiver gets its copy straight from one sender
-(`exegpt_jax.engine.carrying`): dispatched at once, waiting for nothing, whatever the two tensor degrees are. A
+(`exegpt_jax.engine.transfer.carrying`): dispatched at once, waiting for nothing, whatever the two tensor degrees are. A
 `jax.device_put` of the whole array onto a mesh of another size would wait for it and copy it through the host.
 """
 
@@ -14,8 +14,8 @@ import jax
 from jax import Array
 from jax.sharding import Mesh
 
-from exegpt_jax.engine.carrying import carry_whole
 from exegpt_jax.engine.state import Feed
+from exegpt_jax.engine.transfer.carrying import carry_whole
 
 
 class Link:

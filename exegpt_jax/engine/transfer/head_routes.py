@@ -2,7 +2,7 @@
 
 Each stage stores every real head as often as its degree asks for (`ModelSpec.stored_kv_heads`), in order, evenly over
 its devices. A head that several devices hold is sent by one of them; a head that a device stores several times arrives
-there once. Everything here is plain numbers; `exegpt_jax.engine.handover` moves the arrays.
+there once. Everything here is plain numbers; `exegpt_jax.engine.transfer.handover` moves the arrays.
 """
 
 from __future__ import annotations

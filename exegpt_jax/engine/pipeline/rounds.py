@@ -14,10 +14,10 @@ import numpy as np
 from jax import Array
 
 from exegpt_jax.engine.api import MAX_LOGPROBS, DecodeCall, DecodeResult, Logprobs, StageWork
-from exegpt_jax.engine.pipeline import Pipeline
-from exegpt_jax.engine.pipeline_slots import PipelineSlots
+from exegpt_jax.engine.pipeline.pipeline import Pipeline
+from exegpt_jax.engine.pipeline.slots import PipelineSlots
+from exegpt_jax.engine.pipeline.stage_engine import View
 from exegpt_jax.engine.results import Parts
-from exegpt_jax.engine.stage_engine import View
 from exegpt_jax.engine.state import Feed
 from exegpt_jax.engine.windows import Mark
 from solver.plan.micro_batches import part_rows, place_of

@@ -17,9 +17,9 @@ from exegpt_jax.engine.cache import Layers
 from exegpt_jax.engine.call_arrays import ChunkArrays, PromptArrays, ints
 from exegpt_jax.engine.compiling import Recipe
 from exegpt_jax.engine.engine import SlotEngine
+from exegpt_jax.engine.pipeline.stage_programs import StageRecipes, part_plan
 from exegpt_jax.engine.programs import SLOTS_PER_CALL, Key
 from exegpt_jax.engine.sampling import Counts
-from exegpt_jax.engine.stage_programs import StageRecipes, part_plan
 from exegpt_jax.engine.state import NO_ROWS, Block, Cache, Feed, Payload, Rows, State
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.plan import Plan

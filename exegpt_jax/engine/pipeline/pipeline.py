@@ -14,9 +14,9 @@ from jax import Array
 from exegpt_jax.engine.api import EncodeCall, StageWork
 from exegpt_jax.engine.cache import Layers
 from exegpt_jax.engine.call_arrays import chunk_of_prompt, whole_prompts
-from exegpt_jax.engine.links import Links
-from exegpt_jax.engine.stage_engine import StageEngine, View
+from exegpt_jax.engine.pipeline.stage_engine import StageEngine, View
 from exegpt_jax.engine.state import Block, Feed, Payload, State
+from exegpt_jax.engine.transfer.links import Links
 from exegpt_jax.engine.windows import Mark, Windows
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.micro_batches import decode_parts

@@ -1,4 +1,4 @@
-"""The two sides of `exegpt_jax.engine.sides` on several stages each, or in several micro-batches.
+"""The two sides of `exegpt_jax.engine.apart.sides` on several stages each, or in several micro-batches.
 
 Where sides are apart, each decode micro-batch is dispatched by itself, one iteration at a time, and none waits for
 another: while the tokens of one come back, the others are on their way through the stages.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
+from exegpt_jax.engine.apart.sides import Encoded
 from exegpt_jax.engine.api import NO_SLOT, DecodeCall, DecodeResult, EncodeCall, EncodeRow
 from exegpt_jax.engine.cache import Layers
-from exegpt_jax.engine.decode_rounds import DecodeRounds
-from exegpt_jax.engine.pipeline import EncodePass, Pipeline
-from exegpt_jax.engine.pipeline_slots import PipelineSlots
-from exegpt_jax.engine.sides import Encoded
+from exegpt_jax.engine.pipeline.pipeline import EncodePass, Pipeline
+from exegpt_jax.engine.pipeline.rounds import DecodeRounds
+from exegpt_jax.engine.pipeline.slots import PipelineSlots
 from exegpt_jax.engine.state import Payload
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.memory import cache_row_bytes, payload_bytes

@@ -18,6 +18,8 @@ import numpy as np
 from jax import Array
 
 from exegpt_jax.engine import compiling
+from exegpt_jax.engine.apart.pipeline_sides import PipelineDecodeSide, PipelineEncodeSide
+from exegpt_jax.engine.apart.sides import DecodeSide
 from exegpt_jax.engine.api import (
     NO_SLOT_YET,
     DecodeResult,
@@ -29,14 +31,12 @@ from exegpt_jax.engine.api import (
 )
 from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.engine import Engine
-from exegpt_jax.engine.handover import HandOver, Progress
-from exegpt_jax.engine.links import Link
-from exegpt_jax.engine.pipeline import Pipeline
-from exegpt_jax.engine.pipeline_sides import PipelineDecodeSide, PipelineEncodeSide
+from exegpt_jax.engine.pipeline.pipeline import Pipeline
 from exegpt_jax.engine.programs import Recipes
 from exegpt_jax.engine.results import Parts, encode_result, guarded, ready, tells
-from exegpt_jax.engine.sides import DecodeSide
 from exegpt_jax.engine.state import Payload
+from exegpt_jax.engine.transfer.handover import HandOver, Progress
+from exegpt_jax.engine.transfer.links import Link
 from exegpt_jax.engine.windows import Mark
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.memory import payload_bytes

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from exegpt_jax.engine.compiling import Recipe
+from exegpt_jax.engine.pipeline.stage_steps import StageSteps
 from exegpt_jax.engine.programs import SLOTS_PER_CALL, Entry, Key, Recipes, Shape
 from exegpt_jax.engine.sampling import Counts
-from exegpt_jax.engine.stage_steps import StageSteps
 from exegpt_jax.engine.state import NO_COUNTS, NO_ROWS, Feed, Rows
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.buckets import attended_tokens
