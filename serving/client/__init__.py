@@ -5,9 +5,11 @@
             print(chunk.text, end="")
 
 A prompt is text, a list of token ids, or a list of {"role", "content"}; parameters have vLLM's names.
+`Client(address, key=KEY, tls=Tls(ca=FILE))` says who calls, and encrypts.
 """
 
 from serving.client.calls import AsyncClient, Client
+from serving.client.channel import Tls
 from serving.client.messages import (
     Chunk,
     Finish,
@@ -30,6 +32,7 @@ __all__ = [
     "Prompt",
     "Reply",
     "ServerError",
+    "Tls",
     "TokenLogprobs",
     "make_request",
 ]

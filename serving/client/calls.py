@@ -9,29 +9,35 @@ from typing import Unpack
 import grpc
 import grpc.aio
 
+from serving.client.channel import Tls, metadata_of, options_of
 from serving.client.messages import Chunk, Parameters, Prompt, Reply, chunk_of, make_request, reply_of, server_error
 from serving.client.session import AsyncSession
 from serving.proto.exegpt.v1 import generation_pb2_grpc as pb_grpc
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", 16 * 2**20),
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
 
 class Client:
-    """Blocking calls over one channel; safe to share between threads."""
+    """Blocking calls over one channel; safe to share between threads.
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+    Args:
+      address: host:port.
+      key: one of the server's keys, where it has any.
+      tls: encrypts, and says whom to trust.
+    """
+
+    def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None) -> None:
+        self._metadata = metadata_of(key)
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options=options_of(tls))
+        else:
+            self._channel = grpc.secure_channel(address, tls.credentials(), options=options_of(tls))
         self._stub = pb_grpc.GenerationStub(self._channel)
 
     def stream(
         self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
     ) -> Iterator[Chunk]:
         """Chunks as they come; leaving the loop early cancels the request. Raises ServerError, ValueError."""
-        call = self._stub.Generate(make_request(prompt, request_id, **parameters), timeout=timeout_s)
+        request = make_request(prompt, request_id, **parameters)
+        call = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
             for response in call:
                 yield chunk_of(response)
@@ -61,19 +67,24 @@ class Client:
 class AsyncClient:
     """The same for asyncio; make it inside a running loop."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None) -> None:
+        self._metadata = metadata_of(key)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(address, options=options_of(tls))
+        else:
+            self._channel = grpc.aio.secure_channel(address, tls.credentials(), options=options_of(tls))
         self._stub = pb_grpc.GenerationStub(self._channel)
 
     def session(self) -> AsyncSession:
         """Many requests over one call, for who has many; to be used with `async with`."""
-        return AsyncSession(self._stub)
+        return AsyncSession(self._stub, self._metadata)
 
     async def stream(
         self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
     ) -> AsyncIterator[Chunk]:
         """Chunks as they come; closing the iterator early cancels the request. Raises ServerError, ValueError."""
-        call = self._stub.Generate(make_request(prompt, request_id, **parameters), timeout=timeout_s)
+        request = make_request(prompt, request_id, **parameters)
+        call = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
             async for response in call:
                 yield chunk_of(response)

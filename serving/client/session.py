@@ -44,8 +44,9 @@ class _Answer:
 class AsyncSession:
     """One call of GenerateStream. A context manager, made by `AsyncClient.session`; leaving it cancels what is left."""
 
-    def __init__(self, stub: pb_grpc.GenerationStub) -> None:
+    def __init__(self, stub: pb_grpc.GenerationStub, metadata: tuple[tuple[str, str], ...]) -> None:
         self._stub = stub
+        self._metadata = metadata
         self._numbers = itertools.count()
         self._answers: dict[str, _Answer] = {}
         self._asked = pb.GenerateStreamRequest()
@@ -94,7 +95,7 @@ class AsyncSession:
         return reply_of([chunk async for chunk in pieces])
 
     async def __aenter__(self) -> AsyncSession:
-        call = self._stub.GenerateStream()
+        call = self._stub.GenerateStream(metadata=self._metadata)
         self._tasks = (asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call)))
         return self
 

@@ -12,10 +12,11 @@ from typing import cast
 
 from absl import flags
 
+from serving import connection_flags
 from serving import flags as shared
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("address", "127.0.0.1:50051", "host:port of the server", flag_values=FLAGS)
+connection_flags.define_connection(FLAGS)
 flags.DEFINE_string("prompt", None, "the prompt, or - for standard input", flag_values=FLAGS)
 flags.DEFINE_bool("chat", False, "send the prompt as a user's message, by the model's chat template", flag_values=FLAGS)
 flags.DEFINE_integer("max_tokens", None, "most tokens to generate", flag_values=FLAGS)
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     asked = [{"role": "user", "content": text}] if FLAGS.chat else text
     begin_s = time.monotonic()
     finish = None
-    with Client(FLAGS.address) as client:
+    with Client(**connection_flags.connection(FLAGS)) as client:
         try:
             for chunk in client.stream(asked, timeout_s=FLAGS.timeout_s, **parameters):
                 print(chunk.text, end="", flush=True)
