@@ -20,6 +20,8 @@ from exegpt_jax.runner.loop import Runner
 from exegpt_jax.runner.request import Request
 from exegpt_jax.text.answer import Answer, Ending, TokenLogprobs
 from exegpt_jax.text.prompts import ModelText, Prepared
+from serving.telemetry.tally import Ended, Outcome, Tally
+from serving.telemetry.trace_parent import TRACE_PARENT
 
 _LOG = logging.getLogger(__name__)
 _INLINE_CHARACTERS = 2048
@@ -67,28 +69,38 @@ class Live:
 
     Attributes:
       number: what the Runner calls it.
+      request_id: what its client calls it.
+      trace_parent: the span that its client is in, as W3C's `traceparent` has it; empty without one.
       ending: how it ended, once it has.
+      tokens: handed over so far.
+      first_s, last_s: when the first and the last of them were; 0 without any.
     """
 
-    def __init__(self, number: str, prepared: Prepared, text: ModelText, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, number: str, prepared: Prepared, text: ModelText, wake: Callable[[], None], request_id: str = ""
+    ) -> None:
         self.number = number
+        self.request_id = request_id or number
+        self.trace_parent = TRACE_PARENT.get()
         self.prepared = prepared
         self.ending: Ending | Exception | None = None
         self.arrival_s = time.monotonic()
         self.wake = wake
         self._answer = Answer(prepared.parameters, text.tokenizer)
-        self._first_s = self._last_s = 0.0
+        self.tokens = 0
+        self.first_s = self.last_s = 0.0
         self._encode_start_s: float | None = None
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
 
     def push(self, event: Tokens) -> None:
-        self._last_s = time.monotonic()
-        self._first_s = self._first_s or self._last_s
+        self.last_s = time.monotonic()
+        self.first_s = self.first_s or self.last_s
         piece = self._answer.push(event.token_ids, event.logprobs)
         self._texts.append(piece.text)
         self._token_ids.extend(piece.token_ids)
+        self.tokens += len(piece.token_ids)
         self._logprobs.extend(piece.logprobs)
         self.ending = piece.ending
 
@@ -117,8 +129,8 @@ class Live:
             seed=self.prepared.parameters.sampling.seed,
             prompt_tokens=len(self.prepared.prompt_ids),
             encode_start_s=None if self._encode_start_s is None else self._encode_start_s - self.arrival_s,
-            first_token_s=self._first_s - self.arrival_s,
-            last_token_s=self._last_s - self.arrival_s,
+            first_token_s=self.first_s - self.arrival_s,
+            last_token_s=self.last_s - self.arrival_s,
         )
         self._texts, self._token_ids, self._logprobs = [], [], []
         return update
@@ -135,16 +147,22 @@ class Frontend:
     Attributes:
       max_requests: requests admitted at once, running and waiting; more are refused as Unavailable.
       on_drain: called when it begins.
+      on_ended: told of every request that the Runner has let go of.
+      tally: what is counted of requests.
     """
 
     def __init__(self, max_requests: int) -> None:
         self.max_requests = max_requests
         self.on_drain: set[Callable[[], None]] = set()
+        self.on_ended: list[Callable[[Ended], None]] = []
+        self.tally = Tally()
         self._loop = asyncio.get_running_loop()
         self._state: Literal["warming", "serving", "draining"] = "warming"
         self._text: ModelText | None = None
         self._runner: Runner | None = None
         self._live: dict[str, Live] = {}
+        # Until the Runner has let go of it, which is after its client has gone where that left early.
+        self._submitted: dict[str, Live] = {}
         self._admitted = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -159,6 +177,15 @@ class Frontend:
     def draining(self) -> bool:
         return self._state == "draining"
 
+    @property
+    def state(self) -> Literal["warming", "serving", "draining"]:
+        return self._state
+
+    @property
+    def live(self) -> list[Live]:
+        """Requests that somebody waits for."""
+        return list(self._live.values())
+
     def open(self, text: ModelText, runner: Runner) -> None:
         """Begins to admit requests."""
         self._text, self._runner, self._state = text, runner, "serving"
@@ -167,22 +194,34 @@ class Frontend:
         """The Runner's callback, on the Runner's thread."""
         self._loop.call_soon_threadsafe(self._deliver, events)
 
-    async def begin(self, fields: Mapping[str, object], deadline_s: float | None, wake: Callable[[], None]) -> Live:
+    async def begin(
+        self, fields: Mapping[str, object], deadline_s: float | None, wake: Callable[[], None], request_id: str = ""
+    ) -> Live:
         """Admits one request; whoever begins it ends it, with `end`.
 
         Args:
           fields: prompt or messages, and parameters, as `ModelText.prepare` takes them.
           deadline_s: on time.monotonic's clock.
           wake: called whenever there is something to take.
+          request_id: what its client calls it, for logs and traces.
 
         Raises:
           Unavailable; ValueError for bad input, in one line.
         """
+        try:
+            return await self._begin(fields, deadline_s, wake, request_id)
+        except (Unavailable, ValueError) as error:
+            self.tally.refused("invalid" if isinstance(error, ValueError) else "refused")
+            raise
+
+    async def _begin(
+        self, fields: Mapping[str, object], deadline_s: float | None, wake: Callable[[], None], request_id: str
+    ) -> Live:
         text, runner = self._admit()
         live = None
         try:
             prepared = await _prepare(text, fields)
-            live = Live(str(next(self._numbers)), prepared, text, wake)
+            live = Live(str(next(self._numbers)), prepared, text, wake, request_id)
             self._live[live.number] = live
             self._submit(runner, live, deadline_s)
         # Whatever it is: nobody else can give the place back.
@@ -197,10 +236,12 @@ class Frontend:
             self._runner.cancel(live.number)
         self._forget(live)
 
-    async def stream(self, fields: Mapping[str, object], deadline_s: float | None) -> AsyncGenerator[Update]:
+    async def stream(
+        self, fields: Mapping[str, object], deadline_s: float | None, request_id: str = ""
+    ) -> AsyncGenerator[Update]:
         """Answers one request. Leaving early cancels it. Arguments and errors as of `begin` and `Live.take`."""
         ready = asyncio.Event()
-        live = await self.begin(fields, deadline_s, ready.set)
+        live = await self.begin(fields, deadline_s, ready.set, request_id)
         try:
             ended = False
             while not ended:
@@ -257,24 +298,50 @@ class Frontend:
                 # Admitted just before, and the drain ran out of time while its prompt was tokenised.
                 raise Unavailable("the server is stopping", 1.0) from None
             raise
+        self._submitted[live.number] = live
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
             live = self._live.get(event.id)
-            if live is None or live.ending is not None:
-                continue  # cancelled, or ended by a stop string before the Runner knew
+            # Cancelled, or ended by a stop string before the Runner knew.
+            if live is not None and live.ending is None:
+                self._deliver_to(live, event)
+            if isinstance(event, Finished):
+                self._let_go(event)
+
+    def _deliver_to(self, live: Live, event: Event) -> None:
+        try:
+            if isinstance(event, Tokens):
+                self._push(live, event)
+            else:
+                live.finish(event)
+        # One request's text must not cost its batch-mates their tokens.
+        except Exception as error:
+            _LOG.exception("delivering to a request failed", extra={"request_id": live.request_id})
+            live.ending = GenerationFailed(type(error).__name__)
+        if live.ending is not None and isinstance(event, Tokens) and self._runner is not None:
+            self._runner.cancel(event.id)
+        live.wake()
+
+    def _push(self, live: Live, event: Tokens) -> None:
+        before_s, before = live.last_s, live.tokens
+        live.push(event)
+        if not before_s:
+            self.tally.began(len(live.prepared.prompt_ids), live.first_s - live.arrival_s)
+        self.tally.grew(live.tokens - before, live.last_s - before_s if before_s else None)
+
+    def _let_go(self, event: Finished) -> None:
+        live = self._submitted.pop(event.id, None)
+        if live is None:
+            return
+        ended = _ended(live, event)
+        self.tally.ended(ended)
+        for tell in self.on_ended:
             try:
-                if isinstance(event, Tokens):
-                    live.push(event)
-                else:
-                    live.finish(event)
-            # One request's text must not cost its batch-mates their tokens.
-            except Exception as error:
-                _LOG.exception("delivering to a request failed")
-                live.ending = GenerationFailed(type(error).__name__)
-            if live.ending is not None and isinstance(event, Tokens) and self._runner is not None:
-                self._runner.cancel(event.id)
-            live.wake()
+                tell(ended)
+            # Whoever looks on must not cost those who wait their answers.
+            except Exception:
+                _LOG.exception("telling of the end of a request failed", extra={"request_id": live.request_id})
 
 
 async def _prepare(text: ModelText, fields: Mapping[str, object]) -> Prepared:
@@ -282,3 +349,30 @@ async def _prepare(text: ModelText, fields: Mapping[str, object]) -> Prepared:
     if isinstance(prompt, str) and len(prompt) <= _INLINE_CHARACTERS:
         return text.prepare(fields)
     return await asyncio.to_thread(text.prepare, fields)
+
+
+def _ended(live: Live, event: Finished) -> Ended:
+    """What became of a request, by its own word and the Runner's."""
+    return Ended(
+        request_id=live.request_id,
+        outcome=_outcome(live, event),
+        prompt_tokens=len(live.prepared.prompt_ids),
+        completion_tokens=live.tokens,
+        arrival_s=live.arrival_s,
+        encode_start_s=event.times.encode_start_s,
+        first_token_s=live.first_s,
+        last_token_s=live.last_s,
+        ended_s=time.monotonic(),
+        detail=event.detail if event.reason == "error" else "",
+        trace_parent=live.trace_parent,
+    )
+
+
+def _outcome(live: Live, event: Finished) -> Outcome:
+    match live.ending:
+        case Ending(reason=reason):
+            return reason
+        case GenerationFailed():
+            return "error"
+        case _:
+            return event.reason

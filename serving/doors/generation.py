@@ -43,7 +43,9 @@ class GenerationDoor(pb_grpc.GenerationServicer):
         try:
             allowed_s = [s for s in (context.time_remaining(), timeout_of(request)) if s is not None]
             deadline_s = time.monotonic() + min(allowed_s) if allowed_s else None
-            async with contextlib.aclosing(self._frontend.stream(fields_of(request), deadline_s)) as updates:
+            async with contextlib.aclosing(
+                self._frontend.stream(fields_of(request), deadline_s, request_id)
+            ) as updates:
                 async for update in updates:
                     yield response_of(request_id, update)
         except REFUSED as error:

@@ -89,7 +89,7 @@ class Session:
             until_s = [self._deadline_s, None if timeout_s is None else time.monotonic() + timeout_s]
             deadline_s = min((each for each in until_s if each is not None), default=None)
             wake = functools.partial(self._wake, name)
-            self._live[name] = await self._frontend.begin(fields_of(request), deadline_s, wake)
+            self._live[name] = await self._frontend.begin(fields_of(request), deadline_s, wake, name)
         except REFUSED as error:
             self._refuse(name, error)
             self._ready.set()

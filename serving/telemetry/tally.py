@@ -1,0 +1,102 @@
+"""What the front end counts of requests, as it goes: a few additions a hand-over, read by whoever scrapes.
+
+A request is counted when the Runner has let go of it, so that the time its encode phase began is known even where a
+stop string ended the answer before.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Literal
+
+from serving.telemetry.histogram import BETWEEN_TOKENS_S, FIRST_TOKEN_S, REQUEST_S, TOKENS, Histogram
+
+Outcome = Literal["stop", "length", "abort", "deadline", "error", "refused", "invalid"]
+OUTCOMES: tuple[Outcome, ...] = ("stop", "length", "abort", "deadline", "error", "refused", "invalid")
+ANSWERED = ("stop", "length")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A request that the Runner has let go of. Moments are on time.monotonic's clock, 0 where one never came.
+
+    Attributes:
+      request_id: the client's name for it, or the one that it was given.
+      outcome: how it ended.
+      prompt_tokens, completion_tokens: of the prompt, and handed over.
+      arrival_s, encode_start_s, first_token_s, last_token_s: it came, its encode phase began, tokens were handed over.
+      ended_s: it was let go of.
+      detail: of an error.
+      trace_parent: the span that its client is in, as W3C's `traceparent` has it; empty without one.
+    """
+
+    request_id: str
+    outcome: Outcome
+    prompt_tokens: int
+    completion_tokens: int
+    arrival_s: float
+    encode_start_s: float
+    first_token_s: float
+    last_token_s: float
+    ended_s: float
+    detail: str = ""
+    trace_parent: str = ""
+
+    @property
+    def answered(self) -> bool:
+        return self.outcome in ANSWERED
+
+
+class Tally:
+    """Counts since the start.
+
+    Attributes:
+      outcomes: requests by how they ended.
+      prompt_tokens, generated_tokens: encoded, and handed over.
+      first_token_s: from arrival.
+      between_tokens_s: the time between two hand-overs to a request over the tokens of the second, once a token.
+      per_token_s: of an answer, (last - first) / (tokens - 1), once a request.
+      queue_s: from arrival to the start of the encode phase.
+      encode_s, decode_s: from there to the first token, and from that to the last.
+      request_s: from arrival to the last token.
+      asked_tokens, answered_tokens: of each answered request.
+    """
+
+    def __init__(self) -> None:
+        self.outcomes: collections.Counter[Outcome] = collections.Counter(dict.fromkeys(OUTCOMES, 0))
+        self.prompt_tokens = self.generated_tokens = 0
+        self.first_token_s = Histogram(FIRST_TOKEN_S)
+        self.between_tokens_s = Histogram(BETWEEN_TOKENS_S)
+        self.per_token_s = Histogram(BETWEEN_TOKENS_S)
+        self.queue_s, self.encode_s, self.decode_s = Histogram(REQUEST_S), Histogram(REQUEST_S), Histogram(REQUEST_S)
+        self.request_s = Histogram(REQUEST_S)
+        self.asked_tokens, self.answered_tokens = Histogram(TOKENS), Histogram(TOKENS)
+
+    def began(self, prompt_tokens: int, waited_s: float) -> None:
+        """A request's first tokens were handed over."""
+        self.prompt_tokens += prompt_tokens
+        self.first_token_s.observe(waited_s)
+
+    def grew(self, tokens: int, gap_s: float | None) -> None:
+        """A request got tokens, `gap_s` after those before; None: they are its first."""
+        self.generated_tokens += tokens
+        if gap_s is not None and tokens:
+            self.between_tokens_s.observe(gap_s / tokens, tokens)
+
+    def refused(self, outcome: Literal["refused", "invalid"]) -> None:
+        self.outcomes[outcome] += 1
+
+    def ended(self, request: Ended) -> None:
+        self.outcomes[request.outcome] += 1
+        if request.encode_start_s:
+            self.queue_s.observe(request.encode_start_s - request.arrival_s)
+        if not request.answered:
+            return
+        self.request_s.observe(request.last_token_s - request.arrival_s)
+        self.encode_s.observe(request.first_token_s - request.encode_start_s)
+        self.decode_s.observe(request.last_token_s - request.first_token_s)
+        if request.completion_tokens > 1:
+            self.per_token_s.observe((request.last_token_s - request.first_token_s) / (request.completion_tokens - 1))
+        self.asked_tokens.observe(request.prompt_tokens)
+        self.answered_tokens.observe(request.completion_tokens)
