@@ -95,6 +95,7 @@ class Live:
         self._logprobs: list[TokenLogprobs] = []
 
     def push(self, event: Tokens) -> None:
+        self._encode_start_s = event.encode_start_s or None
         self.last_s = time.monotonic()
         self.first_s = self.first_s or self.last_s
         piece = self._answer.push(event.token_ids, event.logprobs)
@@ -105,7 +106,7 @@ class Live:
         self.ending = piece.ending
 
     def finish(self, event: Finished) -> None:
-        self._encode_start_s = event.times.encode_start_s
+        self._encode_start_s = event.times.encode_start_s or self._encode_start_s
         if event.reason in ("stop", "length"):
             piece = self._answer.finish(event.reason, event.stop_token)
             self._texts.append(piece.text)
@@ -135,6 +136,33 @@ class Live:
         self._texts, self._token_ids, self._logprobs = [], [], []
         return update
 
+    def ended(self) -> Ended:
+        """What became of it, when nobody waits for it any more."""
+        return Ended(
+            request_id=self.request_id,
+            outcome=self._outcome(),
+            prompt_tokens=len(self.prepared.prompt_ids),
+            completion_tokens=self.tokens,
+            arrival_s=self.arrival_s,
+            encode_start_s=self._encode_start_s or 0.0,
+            first_token_s=self.first_s,
+            last_token_s=self.last_s,
+            ended_s=time.monotonic(),
+            detail=str(self.ending) if isinstance(self.ending, GenerationFailed) else "",
+            trace_parent=self.trace_parent,
+        )
+
+    def _outcome(self) -> Outcome:
+        match self.ending:
+            case Ending(reason=reason):
+                return reason
+            case DeadlinePassed():
+                return "deadline"
+            case GenerationFailed():
+                return "error"
+            case _:
+                return "abort"
+
     @property
     def has_news(self) -> bool:
         """Whether a take brings anything; held-back characters may make nothing of new tokens."""
@@ -147,7 +175,7 @@ class Frontend:
     Attributes:
       max_requests: requests admitted at once, running and waiting; more are refused as Unavailable.
       on_drain: called when it begins.
-      on_ended: told of every request that the Runner has let go of.
+      on_ended: told of every request that was admitted, when nobody waits for it any more.
       tally: what is counted of requests.
     """
 
@@ -161,8 +189,6 @@ class Frontend:
         self._text: ModelText | None = None
         self._runner: Runner | None = None
         self._live: dict[str, Live] = {}
-        # Until the Runner has let go of it, which is after its client has gone where that left early.
-        self._submitted: dict[str, Live] = {}
         self._admitted = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -180,6 +206,11 @@ class Frontend:
     @property
     def state(self) -> Literal["warming", "serving", "draining"]:
         return self._state
+
+    @property
+    def opened(self) -> tuple[ModelText, Runner] | None:
+        """What answers; None while the server is warming up."""
+        return None if self._text is None or self._runner is None else (self._text, self._runner)
 
     @property
     def live(self) -> list[Live]:
@@ -235,6 +266,7 @@ class Frontend:
         if live.ending is None and self._runner is not None:
             self._runner.cancel(live.number)
         self._forget(live)
+        self._tell(live)
 
     async def stream(
         self, fields: Mapping[str, object], deadline_s: float | None, request_id: str = ""
@@ -298,7 +330,6 @@ class Frontend:
                 # Admitted just before, and the drain ran out of time while its prompt was tokenised.
                 raise Unavailable("the server is stopping", 1.0) from None
             raise
-        self._submitted[live.number] = live
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
@@ -306,8 +337,6 @@ class Frontend:
             # Cancelled, or ended by a stop string before the Runner knew.
             if live is not None and live.ending is None:
                 self._deliver_to(live, event)
-            if isinstance(event, Finished):
-                self._let_go(event)
 
     def _deliver_to(self, live: Live, event: Event) -> None:
         try:
@@ -330,11 +359,8 @@ class Frontend:
             self.tally.began(len(live.prepared.prompt_ids), live.first_s - live.arrival_s)
         self.tally.grew(live.tokens - before, live.last_s - before_s if before_s else None)
 
-    def _let_go(self, event: Finished) -> None:
-        live = self._submitted.pop(event.id, None)
-        if live is None:
-            return
-        ended = _ended(live, event)
+    def _tell(self, live: Live) -> None:
+        ended = live.ended()
         self.tally.ended(ended)
         for tell in self.on_ended:
             try:
@@ -349,30 +375,3 @@ async def _prepare(text: ModelText, fields: Mapping[str, object]) -> Prepared:
     if isinstance(prompt, str) and len(prompt) <= _INLINE_CHARACTERS:
         return text.prepare(fields)
     return await asyncio.to_thread(text.prepare, fields)
-
-
-def _ended(live: Live, event: Finished) -> Ended:
-    """What became of a request, by its own word and the Runner's."""
-    return Ended(
-        request_id=live.request_id,
-        outcome=_outcome(live, event),
-        prompt_tokens=len(live.prepared.prompt_ids),
-        completion_tokens=live.tokens,
-        arrival_s=live.arrival_s,
-        encode_start_s=event.times.encode_start_s,
-        first_token_s=live.first_s,
-        last_token_s=live.last_s,
-        ended_s=time.monotonic(),
-        detail=event.detail if event.reason == "error" else "",
-        trace_parent=live.trace_parent,
-    )
-
-
-def _outcome(live: Live, event: Finished) -> Outcome:
-    match live.ending:
-        case Ending(reason=reason):
-            return reason
-        case GenerationFailed():
-            return "error"
-        case _:
-            return event.reason

@@ -10,19 +10,17 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import NoReturn
 
-import grpc
 import grpc.aio
 
+from serving.doors.ending import REQUEST_ID, abort
 from serving.doors.session import Session
-from serving.doors.wire import REFUSED, Refusal, check_id, fields_of, refusal_of, response_of, timeout_of
+from serving.doors.wire import REFUSED, check_id, fields_of, refusal_of, response_of, timeout_of
 from serving.frontend import Frontend
 from serving.proto.exegpt.v1 import generation_pb2 as pb
 from serving.proto.exegpt.v1 import generation_pb2_grpc as pb_grpc
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["Generation"].full_name
-REQUEST_ID = "x-request-id"
 
 
 class GenerationDoor(pb_grpc.GenerationServicer):
@@ -38,7 +36,7 @@ class GenerationDoor(pb_grpc.GenerationServicer):
         try:
             check_id(request_id)
         except ValueError as error:
-            await _abort(context, refusal_of(request_id, error), ())
+            await abort(context, refusal_of(request_id, error))
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         try:
             allowed_s = [s for s in (context.time_remaining(), timeout_of(request)) if s is not None]
@@ -49,7 +47,7 @@ class GenerationDoor(pb_grpc.GenerationServicer):
                 async for update in updates:
                     yield response_of(request_id, update)
         except REFUSED as error:
-            await _abort(context, refusal_of(request_id, error), ((REQUEST_ID, request_id),))
+            await abort(context, refusal_of(request_id, error), ((REQUEST_ID, request_id),))
 
     async def GenerateStream(
         self, requests: AsyncIterator[pb.GenerateStreamRequest], context: grpc.aio.ServicerContext
@@ -60,13 +58,4 @@ class GenerationDoor(pb_grpc.GenerationServicer):
             async for response in responses:
                 yield response
         if session.cut_short is not None:
-            await _abort(context, session.cut_short, ())
-
-
-async def _abort(
-    context: grpc.aio.ServicerContext, refusal: Refusal, trailers: tuple[tuple[str, str], ...]
-) -> NoReturn:
-    if refusal.retry_s is not None:
-        trailers = (*trailers, ("grpc-retry-pushback-ms", str(round(refusal.retry_s * 1000))))
-    await context.abort(refusal.code, refusal.details, trailers)
-    raise AssertionError("abort returned")
+            await abort(context, session.cut_short)

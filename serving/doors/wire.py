@@ -29,10 +29,10 @@ class Refusal:
     retry_s: float | None = None
 
 
-def check_id(request_id: str) -> None:
-    """Raises ValueError with one line."""
+def check_id(request_id: str, field: str = "id") -> None:
+    """Raises ValueError with one line that names the field."""
     if not _ID.fullmatch(request_id):
-        raise ValueError("id: is not 1 to 128 letters, digits or ._:-")
+        raise ValueError(f"{field}: is not 1 to 128 letters, digits or ._:-")
 
 
 def refusal_of(request_id: str, error: Exception) -> Refusal:
