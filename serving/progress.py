@@ -13,11 +13,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class Display:
-    """Bars and lines that do not disturb each other; without a terminal, lines only."""
+    """Bars and lines that do not disturb each other; without a terminal, lines only.
 
-    def __init__(self) -> None:
+    Args:
+      on_line: gets the lines instead, and no bar is shown.
+    """
+
+    def __init__(self, on_line: Callable[[str], None] | None = None) -> None:
+        self._on_line = on_line
         self._progress: Progress | None = None
-        if sys.stderr.isatty():
+        if on_line is None and sys.stderr.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -41,7 +46,9 @@ class Display:
 
     def say(self, line: str) -> None:
         """One line above the bars."""
-        if self._progress is not None:
+        if self._on_line is not None:
+            self._on_line(line)
+        elif self._progress is not None:
             self._progress.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)

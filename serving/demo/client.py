@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from exegpt_jax.testing import numbers_task as task
 from serving.demo import report
-from serving.demo.cores import kept_to, split_cores
+from serving.cores import kept_to, split_cores
 from serving.demo.lengths import MAX_TOKENS, MIN_DIGITS
 from serving.demo.page import write_page
 from serving.demo.planning import Folder, Planned, make_plans

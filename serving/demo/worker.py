@@ -28,7 +28,7 @@ from exegpt_jax.text.prompts import ModelText
 from exegpt_jax.weights.digest import checkpoint_digest
 from serving.assemble import Service
 from serving.beside import beside
-from serving.demo.cores import kept_to, split_cores
+from serving.cores import kept_to, split_cores
 from serving.demo.lengths import workload
 from serving.demo.messages import Figures, Message, Order, parse_order
 from serving.demo.process import cache_folder

@@ -22,7 +22,7 @@ import tempfile
 from exegpt_jax.testing import numbers_task as task
 from serving.demo import lengths
 from serving.demo.baselines import BASELINES, Setting, baseline_plan
-from serving.demo.cores import kept_to, split_cores
+from serving.cores import kept_to, split_cores
 from serving.demo.planning import CLUSTER
 from serving.demo.process import Worker
 from serving.load import LoadRequest, run_load, summarise

@@ -1,0 +1,226 @@
+"""An engine process and the front end's hold on it: whatever befalls it, each token comes once and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from exegpt_jax.engine.api import Sampling
+from exegpt_jax.runner.events import Event, Finished, Tokens
+from exegpt_jax.runner.request import Request
+from exegpt_jax.testing.fake import answer
+from serving.engine.link import EngineLink
+from tests.serving.servers import VOCABULARY
+
+FLAGS = ("--engine=fake", "--fake_step_s=0.005", "--decode_iterations=4", "--max_rows=16", "--cache_tokens=200")
+
+
+class Heard:
+    """What came, by request."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        self.ends: dict[str, Finished] = {}
+        self.states: list[tuple[bool, float]] = []
+
+    def on_events(self, events: list[Event]) -> None:
+        for event in events:
+            assert event.id not in self.ends, "nothing comes behind the end"
+            if isinstance(event, Tokens):
+                self.tokens.setdefault(event.id, []).extend(event.token_ids)
+            else:
+                self.ends[event.id] = event
+
+    def on_state(self, well: bool) -> None:
+        self.states.append((well, time.monotonic()))
+
+    async def all_ended(self, count: int, timeout_s: float = 60.0) -> None:
+        await until(lambda: len(self.ends) == count, timeout_s)
+
+
+async def until(condition: object, timeout_s: float = 30.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end_s, "still not so"
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def engine(model: Path, *flags: str, hung_s: float = 10.0) -> AsyncIterator[tuple[EngineLink, Heard]]:
+    heard = Heard()
+    link = EngineLink(heard.on_events, heard.on_state, hung_s=hung_s)
+    try:
+        await link.build([f"--model={model}", *FLAGS, *flags])
+        yield link, heard
+    finally:
+        await link.close()
+
+
+def requests(count: int, seed: int) -> list[Request]:
+    rng = random.Random(seed)
+    return [
+        Request(
+            str(number),
+            tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))),
+            Sampling(max_tokens=rng.randint(1, 70), stop_ids=(5, 77), min_tokens=rng.choice([0, 10])),
+            arrival_s=time.monotonic(),
+        )
+        for number in range(count)
+    ]
+
+
+def check_whole(heard: Heard, asked: list[Request]) -> None:
+    for request in asked:
+        expected = answer(request.prompt_ids, request.sampling, VOCABULARY)
+        assert tuple(heard.tokens[request.id]) == expected
+        end = heard.ends[request.id]
+        assert end.reason == ("stop" if expected[-1] in request.sampling.stop_ids else "length")
+        assert end.completion_tokens == len(expected)
+
+
+def test_answers_come_whole_and_figures_at_the_end(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with engine(tiny_model) as (link, heard):
+            asked = requests(60, seed=1)
+            for request in asked:
+                link.submit(request)
+            await heard.all_ended(60)
+            check_whole(heard, asked)
+            stats = await link.ask("stats")
+            assert isinstance(stats, dict)
+            assert (stats["running"], stats["waiting"], stats["live_bytes"]) == (0, 0, 0)
+            with pytest.raises(ValueError, match="about: 'else' is no question"):
+                await link.ask("else")
+            stopped = await link.stop()
+            assert stopped is not None
+            assert stopped.figures["requests"] == 60
+            assert [well for well, _ in heard.states] == [True]
+            # The same process runs the next plan.
+            pid = link.pid
+            await link.build([f"--model={tiny_model}", *FLAGS, "--encode_batch=3"])
+            assert link.pid == pid
+            assert link.plan is not None
+            assert link.plan.schedule.encode_batch == 3
+
+    asyncio.run(run())
+
+
+def test_killed_again_and_again_no_token_is_lost_or_doubled(tiny_model: Path) -> None:
+    kills = 30 if os.environ.get("EXEGPT_FULL") else 3
+
+    async def run() -> None:
+        async with engine(tiny_model) as (link, heard):
+            asked: list[Request] = []
+            for turn in range(kills):
+                more = [
+                    Request(f"{turn}-{request.id}", request.prompt_ids, request.sampling, time.monotonic())
+                    for request in requests(40, seed=turn)
+                ]
+                asked += more
+                for request in more:
+                    link.submit(request)
+                before = sum(map(len, heard.tokens.values()))
+                # In the middle of answers: some told in part, some not begun.
+                await until(lambda before=before: sum(map(len, heard.tokens.values())) > before + 60)
+                assert link.pid is not None
+                killed_s = time.monotonic()
+                os.kill(link.pid, signal.SIGKILL)
+                states = len(heard.states)
+                await until(lambda states=states: len(heard.states) > states)
+                assert (heard.states[-1][0], heard.states[-1][1] - killed_s < 2) == (False, True)
+            await heard.all_ended(len(asked))
+            check_whole(heard, asked)
+            assert heard.states[-1][0]
+
+    asyncio.run(run())
+
+
+def test_a_stopped_process_shows_is_replaced_and_nobody_waits_past_the_deadline(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with engine(tiny_model, hung_s=4.0) as (link, heard):
+            asked = requests(30, seed=3)
+            for request in asked:
+                link.submit(request)
+            await until(lambda: heard.tokens)
+            assert link.pid is not None
+            stopped_s = time.monotonic()
+            os.kill(link.pid, signal.SIGSTOP)
+            link.submit(Request("late", (1, 2), Sampling(max_tokens=50), stopped_s, deadline_s=stopped_s + 0.5))
+            await until(lambda: "late" in heard.ends)
+            assert heard.ends["late"].reason == "deadline"
+            assert time.monotonic() - stopped_s < 2.5
+            await until(lambda: not heard.states[-1][0])
+            assert heard.states[-1][1] - stopped_s < 2.5
+            await heard.all_ended(31)
+            check_whole(heard, asked)
+
+    asyncio.run(run())
+
+
+def test_cancelled_requests_are_not_asked_for_again(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with engine(tiny_model) as (link, heard):
+            asked = requests(20, seed=4)
+            for request in asked:
+                link.submit(request)
+            link.cancel(asked[0].id)
+            await until(lambda: heard.tokens)
+            link.cancel(asked[1].id)
+            assert link.pid is not None
+            os.kill(link.pid, signal.SIGKILL)
+            link.cancel(asked[2].id)
+            await heard.all_ended(17)
+            check_whole(heard, asked[3:])
+            assert asked[0].id not in heard.tokens
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_encoded_again_is_told_so(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with engine(tiny_model, "--max_prompt_tokens=10") as (link, heard):
+            link.submit(Request("long", (1,) * 9, Sampling(max_tokens=190)))
+            await until(lambda: len(heard.tokens.get("long", ())) > 8)
+            assert link.pid is not None
+            os.kill(link.pid, signal.SIGKILL)
+            await heard.all_ended(1)
+            assert heard.ends["long"].reason == "abort"
+            assert heard.ends["long"].detail.startswith("the engine was restarted in the middle of the answer (")
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_never_lives_is_given_up(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with engine(tiny_model, "--fake_step_s=5") as (link, heard):
+            link.submit(Request("x", (1, 2), Sampling(max_tokens=50)))
+            for _ in range(3):
+                await until(lambda: link.pid is not None)
+                pid = link.pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                await until(lambda pid=pid: link.pid != pid)
+            assert "3 times without a token between" in await asyncio.wait_for(asyncio.shield(link.gone), 10)
+            assert heard.ends["x"].reason == "abort"
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_built_says_why(tmp_path: Path, tiny_model: Path) -> None:
+    async def run() -> None:
+        with pytest.raises(ValueError, match=r"model: .* is no directory"):
+            async with engine(tmp_path / "absent"):
+                pass
+        with pytest.raises(ValueError, match="encode_batch"):
+            async with engine(tiny_model, "--encode_batch=0"):
+                pass
+
+    asyncio.run(run())
