@@ -49,8 +49,7 @@ class Update:
     """What an answer has gained since the last one; `ending` stands in the last.
 
     Attributes:
-      encode_start_s, first_token_s, last_token_s: from arrival; the first is None where a stop string ended the
-        answer before the Runner reported.
+      encode_start_s, first_token_s, last_token_s: from arrival; the first is None where the Runner did not say.
     """
 
     text: str

@@ -100,7 +100,7 @@ def _tokens(row: Row, token_ids: tuple[int, ...], logprobs: Logprobs | None, now
     row.generated += len(token_ids)
     row.first_token_s = row.first_token_s or now_s
     row.last_token_s = now_s
-    return Tokens(row.request.id, token_ids, logprobs)
+    return Tokens(row.request.id, token_ids, logprobs, row.encode_start_s)
 
 
 def _ending(row: Row, last_token: int | None) -> tuple[Row, Reason, int | None]:

@@ -58,11 +58,13 @@ class Tokens:
       id: the request's.
       token_ids: in order; a stop token that ended the row stands last.
       logprobs: [tokens, ...] of these tokens, where the request asked.
+      encode_start_s: when the request's encode phase was dispatched, on the Runner's clock.
     """
 
     id: str
     token_ids: tuple[int, ...]
     logprobs: Logprobs | None = None
+    encode_start_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

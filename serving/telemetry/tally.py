@@ -1,8 +1,4 @@
-"""What the front end counts of requests, as it goes: a few additions a hand-over, read by whoever scrapes.
-
-A request is counted when the Runner has let go of it, so that the time its encode phase began is known even where a
-stop string ended the answer before.
-"""
+"""What the front end counts of requests, as it goes: a few additions a hand-over, read by whoever scrapes."""
 
 from __future__ import annotations
 
@@ -19,14 +15,14 @@ ANSWERED = ("stop", "length")
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """A request that the Runner has let go of. Moments are on time.monotonic's clock, 0 where one never came.
+    """A request that nobody waits for any more. Moments are on time.monotonic's clock, 0 where one never came.
 
     Attributes:
       request_id: the client's name for it, or the one that it was given.
       outcome: how it ended.
       prompt_tokens, completion_tokens: of the prompt, and handed over.
       arrival_s, encode_start_s, first_token_s, last_token_s: it came, its encode phase began, tokens were handed over.
-      ended_s: it was let go of.
+      ended_s: its client had the last of it, or left.
       detail: of an error.
       trace_parent: the span that its client is in, as W3C's `traceparent` has it; empty without one.
     """
@@ -94,7 +90,8 @@ class Tally:
         if not request.answered:
             return
         self.request_s.observe(request.last_token_s - request.arrival_s)
-        self.encode_s.observe(request.first_token_s - request.encode_start_s)
+        if request.encode_start_s:
+            self.encode_s.observe(request.first_token_s - request.encode_start_s)
         self.decode_s.observe(request.last_token_s - request.first_token_s)
         if request.completion_tokens > 1:
             self.per_token_s.observe((request.last_token_s - request.first_token_s) / (request.completion_tokens - 1))
