@@ -21,10 +21,18 @@ class Health(health_pb2_grpc.HealthServicer):
     """One status for the server ("") and each of its services; lives on the event loop."""
 
     def __init__(self, services: Iterable[str]) -> None:
-        self._services = frozenset(["", *services])
+        self._services = {"", *services}
         self._serving = False
         self._closed = False
         self._changed = asyncio.Event()
+
+    @property
+    def serving(self) -> bool:
+        return self._serving
+
+    def add(self, service: str) -> None:
+        """One more service that shares the server's status."""
+        self._services.add(service)
 
     def set_serving(self, serving: bool) -> None:
         self._serving = serving

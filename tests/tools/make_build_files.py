@@ -19,7 +19,10 @@ PACKAGES = ("solver", "exegpt_jax", "serving", "tests")
 HEAVY = {"jax", "flax", "grpc", "grpc_tools", "orbax", "torch", "subprocess"}
 RUNNER = "//tests:run_pytest.py"
 # What a module imports by a name in a table, or reads as a file.
-OPENED_BY_NAME = {"serving.cli": "serving.commands.", "serving.proto.generate": "serving.proto.exegpt."}
+OPENED_BY_NAME = {
+    "serving.cli": ("serving.commands.",),
+    "serving.proto.generate": ("serving.proto.exegpt.", "serving.proto.inference."),
+}
 HEAD = "# Made by tests/tools/make_build_files.py from the imports; change those, not this file.\n"
 
 

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol; its names and field numbers are Triton's."""
