@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
-import ipaddress
-import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import grpc.aio
@@ -27,16 +26,23 @@ from exegpt_jax.runner.loop import Runner
 from serving.assemble import Service
 from serving.doors import generation, health
 from serving.doors.guard import Guard
+from serving.doors.vllm_engine.card import ModelCard
 from serving.frontend import Frontend
 from serving.proto.exegpt.v1 import generation_pb2_grpc
+from serving.security.access import Access
+from serving.security.addresses import check_address
+from serving.security.keys import Keyring
+from serving.security.tls import TlsFiles, server_credentials
 
-_LOG = logging.getLogger(__name__)
 _STOP_GRACE_S = 2.0
+_MIN_CALLS_PER_CONNECTION = 1024
 _Result = TypeVar("_Result")
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # A second server on the same port must fail, not take half of the calls.
     ("grpc.so_reuseport", 0),
+    # Whoever connects and says nothing is let go.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_receive_message_length", 4 * 2**20),
     ("grpc.max_metadata_size", 8 * 2**10),
     ("grpc.absolute_max_metadata_size", 16 * 2**10),
@@ -49,38 +55,38 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class ServerOptions:
-    """How to listen and how much to take.
+    """How to listen, whom to let in, and how much to take.
 
     Attributes:
       address: host:port; port 0 picks a free one.
-      allow_remote: an address beyond this machine is permitted (there is no encryption and there are no keys).
+      allow_remote: an address beyond this machine is permitted even without encryption or keys.
+      health_address: a second host:port that answers health checks only, without TLS and keys; None for none.
+      tls: certificate and key; None serves in the clear.
+      keys: the file of keys; None lets everybody in.
+      key_limit: calls, and requests, of one key under way; None leaves it at `max_requests`.
       max_requests: requests admitted at once, running and waiting.
-      drain_s: how long admitted requests may still run after SIGTERM.
+      settle_s: after SIGTERM health says NOT_SERVING for so long before requests are refused.
+      drain_s: how long admitted requests may still run after that.
+      vllm_engine: speak the protocol of smg's engines too, for this model; None for not.
     """
 
     address: str
     allow_remote: bool = False
+    health_address: str | None = None
+    tls: TlsFiles | None = None
+    keys: Path | None = None
+    key_limit: int | None = None
     max_requests: int = 1024
+    settle_s: float = 0.0
     drain_s: float = 30.0
+    vllm_engine: ModelCard | None = None
 
-
-def check_address(options: ServerOptions) -> None:
-    """Raises ValueError for an address that is none, or that others could reach without `allow_remote`."""
-    host, colon, port = options.address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"address: {options.address!r} is not host:port; give for example 127.0.0.1:50051")
-    if options.allow_remote:
-        _LOG.warning("address: %s can be reached from other machines, without encryption or keys", options.address)
-        return
-    bare = host.strip("[]")
-    try:
-        loopback = bare == "localhost" or ipaddress.ip_address(bare).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise ValueError(
-            f"address: {host} is not this machine's loopback; give 127.0.0.1 or permit it with --allow_remote"
-        )
+    def check(self) -> None:
+        """Raises ValueError for an address that is none, or that lacks protection."""
+        locked = self.keys is not None or (self.tls is not None and self.tls.client_ca is not None)
+        check_address(self.address, encrypted=self.tls is not None, locked=locked, allow_remote=self.allow_remote)
+        if self.key_limit is not None and self.keys is None:
+            raise ValueError(f"key_limit: {self.key_limit} given without --keys, which it is for; leave it out")
 
 
 async def run_server(
@@ -101,15 +107,21 @@ async def run_server(
     Raises:
       ValueError, OSError: what `prepare` raises, or an address that cannot be bound.
     """
-    check_address(options)
+    options.check()
+    keyring = None if options.keys is None else Keyring(options.keys)
     stopping, impatient = asyncio.Event(), asyncio.Event()
-    _on_signals(stopping, impatient)
+    _on_signals(stopping, impatient, keyring)
     frontend = Frontend(options.max_requests)
     states = health.Health([generation.SERVICE_NAME])
-    server, bound = make_server(options, frontend, states)
+    server, bound = make_server(options, frontend, states, keyring)
     await server.start()
     say(f"listening on {bound}")
+    probes = None
     try:
+        if options.health_address is not None:
+            probes, probed = make_health_server(options.health_address, states)
+            await probes.start()
+            say(f"health on {probed}")
         preparing = _in_thread(prepare)
         await _first(preparing, stopping.wait())
         if not preparing.done():
@@ -135,8 +147,13 @@ async def run_server(
         say("ready")
         await stopping.wait()
         states.set_serving(False)
+        if options.settle_s:
+            say(f"settling for {options.settle_s:g} s")
+            await _first(asyncio.sleep(options.settle_s), impatient.wait())
         say(f"draining {frontend.admitted} requests")
         await _first(frontend.drain(options.drain_s), impatient.wait())
+        if frontend.admitted:
+            say(f"cutting {frontend.admitted} requests short")
         runner.stop()
         # The aborts that the Runner has just handed over end the remaining streams.
         await asyncio.sleep(0)
@@ -145,25 +162,57 @@ async def run_server(
     finally:
         states.close()
         await server.stop(_STOP_GRACE_S)
+        if probes is not None:
+            await probes.stop(0)
     say("stopped")
     return 0
 
 
-def make_server(options: ServerOptions, frontend: Frontend, states: health.Health) -> tuple[grpc.aio.Server, str]:
-    """A server with all services, not started, and the address it is bound to. Raises ValueError if that is taken."""
-    server = grpc.aio.server(interceptors=[Guard()], options=CHANNEL_OPTIONS)
+def make_server(
+    options: ServerOptions, frontend: Frontend, states: health.Health, keyring: Keyring | None = None
+) -> tuple[grpc.aio.Server, str]:
+    """A server with all services, not started, and the address it is bound to.
+
+    Raises ValueError if the address is taken, ValueError or OSError if the TLS files cannot be used."""
+    interceptors: list[grpc.aio.ServerInterceptor] = [Guard()]
+    if keyring is not None:
+        interceptors.append(Access(keyring, options.key_limit))
+    # Over one connection a gateway may bring all requests there are; what is beyond twice of that waits in the client.
+    streams = ("grpc.max_concurrent_streams", max(_MIN_CALLS_PER_CONNECTION, 2 * options.max_requests))
+    server = grpc.aio.server(interceptors=interceptors, options=(*CHANNEL_OPTIONS, streams))
     generation_pb2_grpc.add_GenerationServicer_to_server(generation.GenerationDoor(frontend), server)
     health_pb2_grpc.add_HealthServicer_to_server(states, server)
-    names = (generation.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    names = [generation.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    if options.vllm_engine is not None:
+        # Only here: its stubs are an optional extra.
+        from serving.doors.vllm_engine import door
+
+        door.add_to(server, frontend, options.vllm_engine)
+        states.add(door.SERVICE_NAME)
+        names.append(door.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
+    return server, _bind(server, options.address, "address", options.tls)
+
+
+def make_health_server(address: str, states: health.Health) -> tuple[grpc.aio.Server, str]:
+    """A server of grpc.health.v1 alone, for probes that know neither TLS nor keys, and the address it is bound to."""
+    server = grpc.aio.server(interceptors=[Guard()], options=CHANNEL_OPTIONS)
+    health_pb2_grpc.add_HealthServicer_to_server(states, server)
+    return server, _bind(server, address, "health_address", None)
+
+
+def _bind(server: grpc.aio.Server, address: str, flag: str, tls: TlsFiles | None) -> str:
     try:
-        port = server.add_insecure_port(options.address)
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, server_credentials(tls))
     except RuntimeError as error:
-        raise ValueError(f"address: {options.address} cannot be bound; is another server listening there?") from error
-    return server, f"{options.address.rpartition(':')[0]}:{port}"
+        raise ValueError(f"{flag}: {address} cannot be bound; is another server listening there?") from error
+    return f"{address.rpartition(':')[0]}:{port}"
 
 
-def _on_signals(stopping: asyncio.Event, impatient: asyncio.Event) -> None:
+def _on_signals(stopping: asyncio.Event, impatient: asyncio.Event, keyring: Keyring | None) -> None:
     def stop() -> None:
         if stopping.is_set():
             impatient.set()
@@ -172,6 +221,8 @@ def _on_signals(stopping: asyncio.Event, impatient: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    if keyring is not None:
+        loop.add_signal_handler(signal.SIGHUP, keyring.reload)
 
 
 def _in_thread(work: Callable[[], _Result]) -> asyncio.Future[_Result]:

@@ -31,6 +31,13 @@ from serving.client.messages import (
 from serving.proto.exegpt.v1 import generation_pb2 as pb
 from serving.proto.exegpt.v1 import generation_pb2_grpc as pb_grpc
 
+# What grpc.aio says where the call ended while a message was being written.
+_STATUS_LOST = "Internal error from Core"
+
+
+def _ended_by_server() -> ServerError:
+    return ServerError("UNAVAILABLE", "the server ended the session", None)
+
 
 class _Answer:
     """What has come of one answer and nobody has taken yet."""
@@ -53,6 +60,11 @@ class AsyncSession:
         self._news = asyncio.Event()
         self._ended: ServerError | None = None
         self._tasks: tuple[asyncio.Task[None], ...] = ()
+
+    @property
+    def ended(self) -> ServerError | None:
+        """Why nothing more can be asked, once that is so."""
+        return self._ended
 
     async def stream(
         self, prompt: Prompt, *, request_id: str = "", timeout_s: float | None = None, **parameters: Unpack[Parameters]
@@ -110,6 +122,9 @@ class AsyncSession:
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
         # Why a write fails is what the reader hears.
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # A refused call has none. Writing to it could hide why: grpc.aio then forgets the status that had come.
+            if not await call.initial_metadata():
+                return
             while True:
                 await self._news.wait()
                 self._news.clear()
@@ -120,9 +135,12 @@ class AsyncSession:
         try:
             async for message in call:
                 self._take(message)
-            self._end(ServerError("UNAVAILABLE", "the server ended the session", None))
+            self._end(_ended_by_server())
         except grpc.aio.AioRpcError as error:
-            self._end(server_error(error.code(), error.details(), error.trailing_metadata()))
+            if error.details() == _STATUS_LOST:
+                self._end(_ended_by_server())
+            else:
+                self._end(server_error(error.code(), error.details(), error.trailing_metadata()))
         finally:
             call.cancel()
 

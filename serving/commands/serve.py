@@ -11,15 +11,17 @@ import asyncio
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from serving import flags as shared
-from serving import replanning
+from serving import replanning, security_flags
 
 if TYPE_CHECKING:
     from exegpt_jax.runner.loop import Runner
+    from serving.doors.vllm_engine.card import ModelCard
 
 FLAGS = flags.FlagValues()
 shared.define_model(FLAGS)
@@ -28,11 +30,27 @@ shared.define_plan(FLAGS)
 shared.define_engine(FLAGS)
 replanning.define_replan(FLAGS)
 flags.DEFINE_string("address", "127.0.0.1:50051", "host:port to listen on; port 0 picks a free one", flag_values=FLAGS)
-flags.DEFINE_bool("allow_remote", False, "listen beyond this machine, without encryption or keys", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "allow_remote", False, "listen beyond this machine even without encryption or keys", flag_values=FLAGS
+)
 flags.DEFINE_integer(
     "max_requests", 1024, "requests admitted at once, running and waiting; more are refused", 1, flag_values=FLAGS
 )
 flags.DEFINE_float("drain_s", 30.0, "how long admitted requests may run on after SIGTERM", 0.0, flag_values=FLAGS)
+flags.DEFINE_float(
+    "settle_s",
+    0.0,
+    "after SIGTERM, how long health says NOT_SERVING before requests are refused",
+    0.0,
+    flag_values=FLAGS,
+)
+security_flags.define_security(FLAGS)
+flags.DEFINE_bool(
+    "vllm_engine",
+    False,
+    "speak vllm.grpc.engine.VllmEngine too, so that smg in front gives the OpenAI HTTP API (needs the extra smg)",
+    flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -50,8 +68,14 @@ def main(argv: list[str]) -> int:
     options = ServerOptions(
         address=FLAGS.address,
         allow_remote=FLAGS.allow_remote,
+        health_address=FLAGS.health_address,
+        tls=security_flags.tls_files(FLAGS),
+        keys=None if FLAGS.keys is None else Path(FLAGS.keys),
+        key_limit=FLAGS.key_limit,
         max_requests=FLAGS.max_requests,
+        settle_s=FLAGS.settle_s,
         drain_s=FLAGS.drain_s,
+        vllm_engine=_card(directory),
     )
 
     def prepare() -> assemble.Service:
@@ -70,3 +94,12 @@ def main(argv: list[str]) -> int:
         say(f"SERVE {json.dumps({'requests': found.measured.requests, **found.fields()})}")
 
     return asyncio.run(run_server(options, prepare, say=say, on_stopped=tell))
+
+
+def _card(directory: Path) -> ModelCard | None:
+    if not FLAGS.vllm_engine:
+        return None
+    from serving.doors.vllm_engine.card import check_installed, read_card
+
+    check_installed()
+    return read_card(directory)

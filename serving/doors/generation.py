@@ -21,6 +21,7 @@ from serving.proto.exegpt.v1 import generation_pb2 as pb
 from serving.proto.exegpt.v1 import generation_pb2_grpc as pb_grpc
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["Generation"].full_name
+SESSION = "x-session"
 
 
 class GenerationDoor(pb_grpc.GenerationServicer):
@@ -52,6 +53,8 @@ class GenerationDoor(pb_grpc.GenerationServicer):
     async def GenerateStream(
         self, requests: AsyncIterator[pb.GenerateStreamRequest], context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.GenerateStreamResponse]:
+        # Before anything is asked, so that a client can tell an open call from a refused one.
+        await context.send_initial_metadata(((SESSION, "open"),))
         remaining_s = context.time_remaining()
         session = Session(self._frontend, None if remaining_s is None else time.monotonic() + remaining_s)
         async with contextlib.aclosing(session.answer(requests)) as responses:

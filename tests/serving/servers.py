@@ -23,6 +23,7 @@ from serving.commands import serve
 from serving.doors import generation, health
 from serving.frontend import Frontend
 from serving.progress import Display
+from serving.security.keys import Keyring
 from serving.server import ServerOptions, make_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +91,13 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(service: assemble.Service, *, max_requests: int = 64, warm: bool = True) -> Iterator[RunningServer]:
+def running_server(
+    service: assemble.Service,
+    *,
+    max_requests: int = 64,
+    warm: bool = True,
+    options: ServerOptions = ServerOptions("127.0.0.1:0"),
+) -> Iterator[RunningServer]:
     """Serves `service` on a free port until the block ends."""
     started: list[RunningServer] = []
     ready, stop = threading.Event(), threading.Event()
@@ -98,7 +105,8 @@ def running_server(service: assemble.Service, *, max_requests: int = 64, warm: b
     async def live() -> None:
         frontend = Frontend(max_requests)
         states = health.Health([generation.SERVICE_NAME])
-        server, address = make_server(ServerOptions("127.0.0.1:0"), frontend, states)
+        keyring = None if options.keys is None else Keyring(options.keys)
+        server, address = make_server(options, frontend, states, keyring)
         await server.start()
         runner = Runner(service.plan, service.executor, frontend.hand_over)
         runner.start()

@@ -69,6 +69,8 @@ class GenerationServicer:
         Requests are known by the ids that the client chose. What befalls one of them comes as an error in band; the call goes
         on. It ends OK when the client has half-closed and every request has its last response or error, and UNAVAILABLE when
         the server stops. Cancelling it, or its deadline, ends all of its requests.
+
+        The server's initial metadata come at once, with `x-session: open`; a refused call has none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,128 @@
+"""The lock on every method: who calls, whether that key opens the method, and how many calls it has under way.
+
+Refuses before a message is read: UNAUTHENTICATED without a key of the file, PERMISSION_DENIED where the key does not
+open the method, RESOURCE_EXHAUSTED over the key's limit. Without a key file everything registered is open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+
+from serving.security.caller import CALLER
+from serving.security.keys import Key, Keyring
+from serving.security.methods import BY_KIND, OPEN
+
+_LOG = logging.getLogger(__name__)
+_LOG_EVERY_S = 10.0
+_HEADER = "authorization"
+
+# What grpc hands to and takes from a method: messages of any service.
+_Message: TypeAlias = Any
+_Context: TypeAlias = grpc.aio.ServicerContext
+_Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]]
+
+
+class Access(grpc.aio.ServerInterceptor):
+    """Stands before every method.
+
+    Args:
+      keyring: the keys in force.
+      calls_per_key: calls of one name under way; None for no limit of their own.
+    """
+
+    def __init__(self, keyring: Keyring, calls_per_key: int | None) -> None:
+        self._keyring = keyring
+        self._calls_per_key = calls_per_key
+        self._calls: Counter[str] = Counter()
+        self._refused, self._logged_s = 0, -_LOG_EVERY_S
+
+    async def intercept_service(
+        self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler | None:
+        method = handler_call_details.method
+        if method in OPEN:
+            return await continuation(handler_call_details)
+        key = self._key_of(handler_call_details)
+        if key is None:
+            self._log(method)
+            return _refusal(
+                grpc.StatusCode.UNAUTHENTICATED, "authorization: give one of the server's keys, as: Bearer KEY"
+            )
+        if method not in BY_KIND[key.kind]:
+            return _refusal(
+                grpc.StatusCode.PERMISSION_DENIED, f"authorization: a key of kind {key.kind} does not open this method"
+            )
+        if self._calls_per_key is not None and self._calls[key.name] >= self._calls_per_key:
+            return _refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"authorization: {self._calls[key.name]} calls of this key are under way, which is its limit",
+            )
+        # Each call is handled by a task of its own, so this holds for this call.
+        CALLER.set(key.name)
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self._counted(handler, key)
+
+    def _key_of(self, details: grpc.HandlerCallDetails) -> Key | None:
+        given = [value for name, value in details.invocation_metadata or () if name == _HEADER]
+        # Two headers: whoever stands in front may have judged the other one.
+        return self._keyring.find(given[0]) if len(given) == 1 and isinstance(given[0], str) else None
+
+    def _log(self, method: str) -> None:
+        """Now and then, so that guessing does not fill the disk."""
+        self._refused += 1
+        now_s = time.monotonic()
+        if now_s - self._logged_s >= _LOG_EVERY_S:
+            _LOG.warning("refused %d calls without a valid key, the last of %.128r", self._refused, method)
+            self._refused, self._logged_s = 0, now_s
+
+    def _counted(self, handler: grpc.RpcMethodHandler, key: Key) -> grpc.RpcMethodHandler:
+        """The handler with its calls counted and its caller known; counting ends however the call ends."""
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+        (kind,) = (kind for kind in kinds if getattr(handler, kind) is not None)
+        behaviour = getattr(handler, kind)
+
+        async def call(request: _Message, context: _Context) -> _Message:
+            with self._under_way(key):
+                return await behaviour(request, context)
+
+        async def stream(request: _Message, context: _Context) -> AsyncIterator[_Message]:
+            with self._under_way(key):
+                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        counted: grpc.RpcMethodHandler = make(
+            stream if kind.endswith("stream") else call,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return counted
+
+    @contextlib.contextmanager
+    def _under_way(self, key: Key) -> Iterator[None]:
+        self._calls[key.name] += 1
+        try:
+            yield
+        finally:
+            self._calls[key.name] -= 1
+            if not self._calls[key.name]:
+                del self._calls[key.name]
+
+
+def _refusal(code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:
+    """A handler that says no. It takes a stream, of which nothing is read before the call ends."""
+
+    async def refuse(requests: object, context: _Context) -> NoReturn:
+        await context.abort(code, details)
+        raise AssertionError("abort returned")
+
+    return grpc.stream_unary_rpc_method_handler(refuse)
