@@ -16,10 +16,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Literal
 
 from exegpt_jax.runner.events import Event, Finished, Tokens
-from exegpt_jax.runner.loop import Runner
 from exegpt_jax.runner.request import Request
 from exegpt_jax.text.answer import Answer, Ending, TokenLogprobs
 from exegpt_jax.text.prompts import ModelText, Prepared
+from serving.backend import Backend
 from serving.telemetry.tally import Ended, Outcome, Tally
 from serving.telemetry.trace_parent import TRACE_PARENT
 
@@ -113,7 +113,7 @@ class Live:
         elif event.reason == "deadline":
             self.ending = DeadlinePassed()
         elif event.reason == "abort":
-            self.ending = Unavailable("the server is stopping", 1.0)
+            self.ending = Unavailable(event.detail or "the server is stopping", 1.0)
         else:
             self.ending = GenerationFailed(event.detail)
 
@@ -186,7 +186,7 @@ class Frontend:
         self._loop = asyncio.get_running_loop()
         self._state: Literal["warming", "serving", "draining"] = "warming"
         self._text: ModelText | None = None
-        self._runner: Runner | None = None
+        self._runner: Backend | None = None
         self._live: dict[str, Live] = {}
         self._admitted = 0
         self._idle = asyncio.Event()
@@ -207,7 +207,7 @@ class Frontend:
         return self._state
 
     @property
-    def opened(self) -> tuple[ModelText, Runner] | None:
+    def opened(self) -> tuple[ModelText, Backend] | None:
         """What answers; None while the server is warming up."""
         return None if self._text is None or self._runner is None else (self._text, self._runner)
 
@@ -216,13 +216,13 @@ class Frontend:
         """Requests that somebody waits for."""
         return list(self._live.values())
 
-    def open(self, text: ModelText, runner: Runner) -> None:
+    def open(self, text: ModelText, runner: Backend) -> None:
         """Begins to admit requests."""
         self._text, self._runner, self._state = text, runner, "serving"
 
     def hand_over(self, events: list[Event]) -> None:
         """The Runner's callback, on the Runner's thread."""
-        self._loop.call_soon_threadsafe(self._deliver, events)
+        self._loop.call_soon_threadsafe(self.deliver, events)
 
     async def begin(
         self, fields: Mapping[str, object], deadline_s: float | None, wake: Callable[[], None], request_id: str = ""
@@ -296,7 +296,7 @@ class Frontend:
             return False
         return True
 
-    def _admit(self) -> tuple[ModelText, Runner]:
+    def _admit(self) -> tuple[ModelText, Backend]:
         if self._state == "draining":
             raise Unavailable("the server is stopping", 1.0)
         if self._text is None or self._runner is None:
@@ -314,7 +314,7 @@ class Frontend:
         if self._admitted == 0:
             self._idle.set()
 
-    def _submit(self, runner: Runner, live: Live, deadline_s: float | None) -> None:
+    def _submit(self, runner: Backend, live: Live, deadline_s: float | None) -> None:
         request = Request(
             id=live.number,
             prompt_ids=live.prepared.prompt_ids,
@@ -330,7 +330,8 @@ class Frontend:
                 raise Unavailable("the server is stopping", 1.0) from None
             raise
 
-    def _deliver(self, events: list[Event]) -> None:
+    def deliver(self, events: list[Event]) -> None:
+        """Each event to its request; on the event loop."""
         for event in events:
             live = self._live.get(event.id)
             # Cancelled, or ended by a stop string before the Runner knew.

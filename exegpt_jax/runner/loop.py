@@ -31,6 +31,7 @@ from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.rows import Row
 from exegpt_jax.runner.turn import Desk, take_turn
 from solver.plan.plan import Plan
+from solver.plan.schedule import Schedule
 from solver.plan.timeline import Predictor, Timeline, TimelineEntry
 from solver.plan.under_way import works_apart
 
@@ -185,6 +186,16 @@ class Runner:
             broken=self._broken,
         )
 
+    @property
+    def schedule(self) -> Schedule:
+        """In force: the plan's, or its neighbour that the traffic asks for."""
+        return self._batch.schedule
+
+    def rows(self) -> list[Row]:
+        """Requests that have not ended; for whoever looks on, from any thread."""
+        with self._wake:
+            return list(self._live.values())
+
     # The loop.
 
     def _run(self) -> None:
@@ -199,7 +210,7 @@ class Runner:
         self._leave()
 
     def _leave(self) -> None:
-        self._end_everybody("abort", "the runner stopped")
+        self._end_everybody("abort", "the server is stopping")
         self.run_phase()  # the devices hear whose rows are free
 
     def run_phase(self) -> bool:

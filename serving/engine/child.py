@@ -9,6 +9,7 @@ have a thread of their own.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import logging
@@ -76,7 +77,8 @@ class _Child:
     def _take(self, message: pb.ToEngine) -> None:
         match message.WhichOneof("kind"):
             case "ping":
-                self._out.put(pb.FromEngine(pong=pb.Pong(number=message.ping.number)))
+                stats = "" if self._runner is None else json.dumps(dataclasses.asdict(self._runner.stats()))
+                self._out.put(pb.FromEngine(pong=pb.Pong(number=message.ping.number, stats=stats)))
             case "work":
                 self._work(message.work)
             case "build":

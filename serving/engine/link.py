@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from exegpt_jax.runner.events import Event, Finished, Tokens
 from exegpt_jax.runner.limits import check
+from exegpt_jax.runner.loop import Stats
 from exegpt_jax.runner.request import Request
 from serving.engine.kept import Kept
 from serving.engine.process import EngineProcess
@@ -37,6 +38,7 @@ HUNG_S = 10.0
 _DEADLINE_GRACE_S = 0.5
 # Engines that die one after the other without a token between them will not do better.
 _MOST_DEATHS = 3
+_NOTHING = Stats(0, 0, 0, 0, 0, 0, 0, 0, broken=False)
 
 
 class EngineGone(Exception):
@@ -63,7 +65,6 @@ class EngineLink:
       hung_s: a process that is silent for so long is killed.
 
     Attributes:
-      plan: in force, once built.
       gone: set when the engine cannot be had any more.
     """
 
@@ -76,14 +77,15 @@ class EngineLink:
         environment: Mapping[str, str] | None = None,
         hung_s: float = HUNG_S,
     ) -> None:
-        self.plan: Plan | None = None
+        self._plan: Plan | None = None
+        self._stats = _NOTHING
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._on_events, self._on_state, self._on_line = on_events, on_state, on_line
         self._cores, self._environment, self._hung_s = tuple(cores), environment, hung_s
         self._kept: dict[str, Kept] = {}
         self._work = pb.Work()
         self._process: EngineProcess | None = None
-        self.plan = None
+        self._plan = None
         self._build = pb.Build()
         self._tasks: list[asyncio.Task[None]] = []
         self._answers: dict[int, asyncio.Future[object]] = {}
@@ -111,9 +113,18 @@ class EngineLink:
         except EngineGone as error:
             raise ValueError(f"engine: {error}") from error
 
+    @property
+    def plan(self) -> Plan:
+        """In force."""
+        assert self._plan is not None, "built before anything is asked"
+        return self._plan
+
+    def stats(self) -> Stats:
+        """As the process said a moment ago."""
+        return self._stats
+
     def submit(self, request: Request) -> None:
         """Raises ValueError with one line where the plan can never run it."""
-        assert self.plan is not None, "built before anything is asked"
         check(request, self.plan)
         self._kept[request.id] = Kept(request)
         self._ask_for(request)
@@ -176,7 +187,7 @@ class EngineLink:
         self._built = asyncio.get_running_loop().create_future()
         self._process.send(pb.ToEngine(build=self._build))
         try:
-            plan = self.plan = await self._built
+            plan = self._plan = await self._built
         finally:
             self._built = None
         self._running = True
@@ -237,6 +248,8 @@ class EngineLink:
                 self._stopped.set_result(Stopped(figures, tuple(message.stopped.lines)))
             case "failed":
                 self._fail(message.failed.line)
+            case "pong" if message.pong.stats:
+                self._stats = Stats(**json.loads(message.pong.stats))
             case "told":
                 self._answer(message.told)
 
@@ -284,7 +297,7 @@ class EngineLink:
         self._process = None
         line = f"the engine process ended with {_words(status)}"
         self._fail_waiting(line)
-        if self.plan is None or self._stopped is not None:
+        if self._plan is None or self._stopped is not None:
             self._give_up(line)
             return
         for kept in self._kept.values():

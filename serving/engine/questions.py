@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
 from exegpt_jax.runner.loop import Runner
 from serving.beside import beside
 
 
-def _stats(runner: Runner, arguments: Mapping[str, object]) -> object:
-    return dataclasses.asdict(runner.stats())
-
-
 def _beside(runner: Runner, arguments: Mapping[str, object]) -> object:
     return beside(runner.plan, runner).fields()
 
 
-QUESTIONS: dict[str, Callable[[Runner, Mapping[str, object]], object]] = {"stats": _stats, "beside": _beside}
+QUESTIONS: dict[str, Callable[[Runner, Mapping[str, object]], object]] = {"beside": _beside}
 
 
 def answer(runner: Runner | None, about: str, arguments: Mapping[str, object]) -> object:

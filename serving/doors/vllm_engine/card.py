@@ -1,11 +1,12 @@
 """What a gateway wants to know of a model directory before it sends requests: names, special tokens, the tokenizer.
 
-Nothing here needs the stubs of the protocol: what the directory says is read, and checked, before the server starts.
+Nothing here needs the stubs of the protocol: they are looked for, and the directory is read, before the server starts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 import zipfile
 from pathlib import Path
@@ -37,6 +38,16 @@ class ModelCard:
     architectures: tuple[str, ...]
     bos_id: int
     pad_id: int
+
+
+def check_installed() -> None:
+    """Raises ValueError with one line where the stubs of the protocol, an optional extra, are not there."""
+    try:
+        importlib.import_module("smg_grpc_proto.generated.vllm_engine_pb2_grpc")
+    except ImportError:
+        raise ValueError(
+            "vllm_engine: needs the package smg-grpc-proto, which is not installed; pip install 'exegpt-jax[smg]'"
+        ) from None
 
 
 def read_card(directory: Path) -> ModelCard:

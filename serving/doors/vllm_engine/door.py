@@ -21,8 +21,8 @@ from smg_grpc_proto import vllm_engine_pb2 as pb
 from smg_grpc_proto import vllm_engine_pb2_grpc as pb_grpc
 from smg_grpc_proto.generated import common_pb2
 
-from exegpt_jax.runner.loop import Runner
 from exegpt_jax.text.prompts import ModelText
+from serving.backend import Backend
 from serving.doors.ending import REQUEST_ID, abort
 from serving.doors.vllm_engine.card import ModelCard, tokenizer_bundle
 from serving.doors.vllm_engine.choices import Choices
@@ -171,13 +171,17 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
             end = begin + _CHUNK_BYTES
             yield common_pb2.GetTokenizerChunk(data=data[begin:end], sha256=digest if end >= len(data) else "")
 
-    async def _opened_or_abort(self, context: grpc.aio.ServicerContext) -> tuple[ModelText, Runner]:
+    async def _opened_or_abort(self, context: grpc.aio.ServicerContext) -> tuple[ModelText, Backend]:
         try:
             return self._opened()
         except Unavailable as error:
             await abort(context, refusal_of("", error))
 
-    def _opened(self) -> tuple[ModelText, Runner]:
+    def _opened(self) -> tuple[ModelText, Backend]:
         if self._frontend.opened is None:
             raise Unavailable("the server is warming up", 1.0)
         return self._frontend.opened
+
+
+def add_to(server: grpc.aio.Server, frontend: Frontend, card: ModelCard) -> None:
+    pb_grpc.add_VllmEngineServicer_to_server(VllmEngineDoor(frontend, card), server)

@@ -85,10 +85,12 @@ class Ping(_message.Message):
     def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class Pong(_message.Message):
-    __slots__ = ("number",)
+    __slots__ = ("number", "stats")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
     number: int
-    def __init__(self, number: _Optional[int] = ...) -> None: ...
+    stats: str
+    def __init__(self, number: _Optional[int] = ..., stats: _Optional[str] = ...) -> None: ...
 
 class Ask(_message.Message):
     __slots__ = ("number", "about", "arguments")
