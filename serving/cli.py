@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "diff": "show every field in which two plans differ",
     "generate": "answer a file of prompts (JSON lines in, JSON lines out)",
     "serve": "answer over gRPC",
+    "load": "put a load on a server: arrivals, traces, percentiles, goodput, a chart",
     "client": "send one prompt to a server and print the answer as it comes",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Unpack
@@ -74,6 +75,14 @@ class AsyncClient:
         else:
             self._channel = grpc.aio.secure_channel(address, tls.credentials(), options=options_of(tls))
         self._stub = pb_grpc.GenerationStub(self._channel)
+
+    async def reachable(self, timeout_s: float) -> bool:
+        """Whether somebody listens there, or does before the time is over."""
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     def session(self) -> AsyncSession:
         """Many requests over one call, for who has many; to be used with `async with`."""

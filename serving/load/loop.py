@@ -43,6 +43,8 @@ class Loop:
         self._on_result = on_result
         self._stopped = False
         self._sending: asyncio.Task[None] | None = None
+        self._going = asyncio.Event()
+        self._going.set()
 
     async def open(self, requests: Iterable[Numbered]) -> None:
         """Sends each at its `at_s`, in that order; returns when all have ended."""
@@ -55,6 +57,13 @@ class Loop:
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(self._in_turn(waiting, until_s))
+
+    def hold(self, held: bool) -> None:
+        """While held, a closed loop begins nothing; an open loop has its times and keeps them."""
+        if held:
+            self._going.clear()
+        else:
+            self._going.set()
 
     def stop(self) -> None:
         """No further request is sent; those in flight go on."""
@@ -71,6 +80,7 @@ class Loop:
     async def _in_turn(self, waiting: Iterator[Numbered], until_s: float) -> None:
         while not self._stopped and self._now_s() < until_s and (following := next(waiting, None)) is not None:
             await self._ask(*following, self._now_s())
+            await self._going.wait()
 
     def _now_s(self) -> float:
         return time.monotonic() - self._start_s
