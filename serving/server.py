@@ -26,6 +26,7 @@ from exegpt_jax.runner.loop import Runner
 from serving.assemble import Service
 from serving.doors import generation, health
 from serving.doors.guard import Guard
+from serving.doors.open_inference import door as open_inference
 from serving.doors.vllm_engine.card import ModelCard
 from serving.frontend import Frontend
 from serving.proto.exegpt.v1 import generation_pb2_grpc
@@ -64,6 +65,7 @@ class ServerOptions:
       tls: certificate and key; None serves in the clear.
       keys: the file of keys; None lets everybody in.
       key_limit: calls, and requests, of one key under way; None leaves it at `max_requests`.
+      model_name: what clients of the Open Inference Protocol call it.
       max_requests: requests admitted at once, running and waiting.
       settle_s: after SIGTERM health says NOT_SERVING for so long before requests are refused.
       drain_s: how long admitted requests may still run after that.
@@ -76,6 +78,7 @@ class ServerOptions:
     tls: TlsFiles | None = None
     keys: Path | None = None
     key_limit: int | None = None
+    model_name: str = "model"
     max_requests: int = 1024
     settle_s: float = 0.0
     drain_s: float = 30.0
@@ -182,7 +185,13 @@ def make_server(
     server = grpc.aio.server(interceptors=interceptors, options=(*CHANNEL_OPTIONS, streams))
     generation_pb2_grpc.add_GenerationServicer_to_server(generation.GenerationDoor(frontend), server)
     health_pb2_grpc.add_HealthServicer_to_server(states, server)
-    names = [generation.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    open_inference.add_to(server, frontend, states, options.model_name)
+    names = [
+        generation.SERVICE_NAME,
+        open_inference.SERVICE_NAME,
+        health.SERVICE_NAME,
+        reflection.SERVICE_NAME,
+    ]
     if options.vllm_engine is not None:
         # Only here: its stubs are an optional extra.
         from serving.doors.vllm_engine import door

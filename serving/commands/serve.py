@@ -1,4 +1,4 @@
-"""Answers over gRPC: exegpt.v1.Generation, grpc.health.v1 and server reflection.
+"""Answers over gRPC: exegpt.v1.Generation, the Open Inference Protocol, grpc.health.v1 and server reflection.
 
 Listens at once; health turns SERVING when every program is compiled. SIGTERM or Ctrl-C refuses new requests, answers
 the admitted ones, and ends with status 0. --plan=FILE runs a plan of `exegpt plan` exactly as it stands. What it
@@ -72,6 +72,7 @@ def main(argv: list[str]) -> int:
         tls=security_flags.tls_files(FLAGS),
         keys=None if FLAGS.keys is None else Path(FLAGS.keys),
         key_limit=FLAGS.key_limit,
+        model_name=directory.resolve().name,
         max_requests=FLAGS.max_requests,
         settle_s=FLAGS.settle_s,
         drain_s=FLAGS.drain_s,

@@ -162,6 +162,12 @@ class OpenInferenceDoor(pb_grpc.GRPCInferenceServiceServicer):
             await abort(context, refusal_of("", error))
 
 
+def add_to(server: grpc.aio.Server, frontend: Frontend, states: Health, name: str) -> None:
+    """Registers the service and what health calls it."""
+    pb_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceDoor(frontend, states, name), server)
+    states.add(SERVICE_NAME)
+
+
 def _version() -> str:
     try:
         return metadata.version("exegpt-jax")
