@@ -33,10 +33,9 @@ def tls_files(values: flags.FlagValues) -> TlsFiles | None:
     """Raises ValueError that names the flag which is missing."""
     from serving.security.tls import TlsFiles
 
-    cert, key, client_ca = (
-        None if values[name].value is None else Path(values[name].value)
-        for name in ("tls_cert", "tls_key", "tls_client_ca")
-    )
+    names = ("tls_cert", "tls_key", "tls_client_ca")
+    given: list[str | None] = [values[name].value for name in names]
+    cert, key, client_ca = (None if path is None else Path(path) for path in given)
     if cert is None and key is None and client_ca is None:
         return None
     if cert is None or key is None:
