@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import gc
 import time
 
 import pytest
@@ -73,6 +75,65 @@ def test_the_sandbox_holds_and_is_quick(source: str) -> None:
 def test_malformed_messages_are_named(messages: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ChatTemplate(CHAT_TEMPLATE, SPECIAL).render(messages)
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        # Loops that print nothing, and single calls that no check between steps can interrupt.
+        ENDLESS,
+        "{{ messages[0].content | center(10**9) | length }}",
+        "{{ '{:1000000000}'.format(messages[0].content) | length }}",
+        "{{ ('a' * 3000000) | replace('a', 'b' * 3000000) | length }}",
+        "{{ ('a ' * 1500000) | wordwrap(1) | wordwrap(1) | wordwrap(1) | wordwrap(1) | length }}",
+    ],
+)
+def test_what_never_ends_is_ended_and_the_next_one_is_answered(source: str) -> None:
+    template = ChatTemplate("{% if messages | length > 1 %}" + source + "{% endif %}{{ messages[0].content }}")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^messages: the model's chat template (takes|needs too much|refuses)"):
+            template.render(USER * 2)
+        assert template.render(USER) == "hi"
+
+
+def test_a_template_that_never_compiles_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^chat_template: does not compile"):
+        ChatTemplate("{{ 'a' | center(10**10) }}{{ 2 ** 3 ")
+    with pytest.raises(ValueError, match=r"^chat_template: does not compile"):
+        ChatTemplate("(" * 100 + "{{" + "(" * 5000 + "1" + ")" * 5000 + "}}")
+
+
+def test_the_process_ends_with_its_template_and_comes_back_when_it_is_killed() -> None:
+    template = ChatTemplate(CHAT_TEMPLATE, SPECIAL)
+    process = template._renderer._process
+    expected = template.render(USER)
+    process.terminate()
+    process.wait(20)
+    assert template.render(USER) == expected
+    second = template._renderer._process
+    assert second.pid != process.pid
+    del template
+    gc.collect()
+    assert second.poll() is not None
+
+
+def test_threads_share_one_template() -> None:
+    template = ChatTemplate(CHAT_TEMPLATE, SPECIAL)
+    texts = [f"\ud800 {number} \U0001f600" for number in range(40)]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(lambda text: template.render([{"role": "user", "content": text}]), texts))
+    assert got == [f"<s><|user|>{text}</s><|assistant|>" for text in texts]
+
+
+def test_too_many_or_too_long_messages_do_not_reach_the_template() -> None:
+    template = ChatTemplate(CHAT_TEMPLATE, SPECIAL)
+    with pytest.raises(ValueError, match=r"^messages: has 10001 of them"):
+        template.render(USER * 10_001)
+    with pytest.raises(ValueError, match=r"^messages: their contents exceed 4000000 characters"):
+        template.render([{"role": "user", "content": "a" * 4_000_001}])
 
 
 def test_broken_template_is_named() -> None:
