@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from serving.planned import fitting_plan, predictor_of
 from serving.progress import Display
 from serving.replanning import following_of
 from solver.facts.model_config import read_model_spec
+from solver.facts.model_spec import ModelSpec
+from solver.plan.memory import memory_table
 from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
 from solver.plan.timeline import Predictor
@@ -39,12 +42,14 @@ class Service:
     Attributes:
       plan, executor, text: of the model.
       predictor: what the plan expects of its phases, where that is known.
+      cache_bytes: of a plan: what its cache takes of the fullest device, as the executor counts.
       follower: follows the traffic, where that is asked for.
     """
 
     plan: Plan
     executor: Executor
     text: ModelText
+    cache_bytes: Callable[[Plan], int]
     predictor: Predictor | None = None
     follower: Follower | None = None
 
@@ -72,7 +77,8 @@ def _assembled(directory: Path, values: flags.FlagValues, display: Display) -> S
         built = build(directory, **schedule_arguments(values), progress=display.say)
     for line in program_table(built.programs):
         display.say(line)
-    return Service(built.plan, built.executor, _text(directory, built.spec.vocab_size, built.plan))
+    text = _text(directory, built.spec.vocab_size, built.plan)
+    return Service(built.plan, built.executor, text, functools.partial(_cache_bytes, built.spec))
 
 
 def _assemble_planned(directory: Path, values: flags.FlagValues, display: Display) -> Service:
@@ -82,9 +88,11 @@ def _assemble_planned(directory: Path, values: flags.FlagValues, display: Displa
     plan = fitting_plan(directory, values.plan, None if fake else _device_kinds())
     predictor = predictor_of(plan, spec, values.profile, values.cluster, display)
     executor: Executor
+    cache_bytes: Callable[[Plan], int] = functools.partial(_cache_bytes, spec)
     if fake:
-        from exegpt_jax.testing.fake import FakeExecutor
+        from exegpt_jax.testing.fake import FakeExecutor, fake_cache_bytes
 
+        cache_bytes = fake_cache_bytes
         executor = FakeExecutor(plan, spec.vocab_size, step_s=values.fake_step_s)
     else:
         from exegpt_jax.runner.build_planned import build_planned
@@ -100,7 +108,7 @@ def _assemble_planned(directory: Path, values: flags.FlagValues, display: Displa
         for line in program_table(built.programs):
             display.say(line)
         executor = built.executor
-    return Service(plan, executor, _text(directory, spec.vocab_size, plan), predictor)
+    return Service(plan, executor, _text(directory, spec.vocab_size, plan), cache_bytes, predictor)
 
 
 def _device_kinds() -> list[str]:
@@ -121,7 +129,7 @@ def program_table(programs: Sequence[Program]) -> list[str]:
 
 def _assemble_fake(directory: Path, values: flags.FlagValues) -> Service:
     """The shapes of the model and the schedule of the flags, without weights."""
-    from exegpt_jax.testing.fake import FakeExecutor
+    from exegpt_jax.testing.fake import FakeExecutor, fake_cache_bytes
 
     spec = read_model_spec(directory)
     policy = values.policy
@@ -149,7 +157,7 @@ def _assemble_fake(directory: Path, values: flags.FlagValues) -> Service:
         max_prompt_tokens=values.max_prompt_tokens or max(cache_tokens // 2, 1),
     )
     executor = FakeExecutor(plan, spec.vocab_size, step_s=values.fake_step_s)
-    return Service(plan, executor, _text(directory, spec.vocab_size, plan))
+    return Service(plan, executor, _text(directory, spec.vocab_size, plan), fake_cache_bytes)
 
 
 def _text(directory: Path, vocab_size: int, plan: Plan) -> ModelText:
@@ -159,6 +167,11 @@ def _text(directory: Path, vocab_size: int, plan: Plan) -> ModelText:
         max_prompt_tokens=plan.max_prompt_tokens,
         cache_tokens=plan.cache_tokens,
     )
+
+
+def _cache_bytes(spec: ModelSpec, plan: Plan) -> int:
+    table = memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype, plan.cache_layout)
+    return max(memory.cache_bytes for memory in table)
 
 
 def keep_timeline(runner: Runner, values: flags.FlagValues) -> None:

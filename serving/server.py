@@ -34,6 +34,9 @@ from serving.security.access import Access
 from serving.security.addresses import check_address
 from serving.security.keys import Keyring
 from serving.security.tls import TlsFiles, server_credentials
+from serving.telemetry.run_view import RunView
+from serving.telemetry.seeing import Seeing, SeeingOptions
+from serving.telemetry.trace_parent import KeepTraceParent
 
 _STOP_GRACE_S = 2.0
 _MIN_CALLS_PER_CONNECTION = 1024
@@ -70,6 +73,7 @@ class ServerOptions:
       settle_s: after SIGTERM health says NOT_SERVING for so long before requests are refused.
       drain_s: how long admitted requests may still run after that.
       vllm_engine: speak the protocol of smg's engines too, for this model; None for not.
+      seeing: metrics, traces, and the socket for operators.
     """
 
     address: str
@@ -83,11 +87,15 @@ class ServerOptions:
     settle_s: float = 0.0
     drain_s: float = 30.0
     vllm_engine: ModelCard | None = None
+    seeing: SeeingOptions = dataclasses.field(default_factory=SeeingOptions)
 
     def check(self) -> None:
         """Raises ValueError for an address that is none, or that lacks protection."""
         locked = self.keys is not None or (self.tls is not None and self.tls.client_ca is not None)
         check_address(self.address, encrypted=self.tls is not None, locked=locked, allow_remote=self.allow_remote)
+        if self.seeing.metrics_address is not None:
+            given, permitted = self.seeing.metrics_address, self.allow_remote
+            check_address(given, encrypted=False, locked=False, allow_remote=permitted, flag="metrics_address")
         if self.key_limit is not None and self.keys is None:
             raise ValueError(f"key_limit: {self.key_limit} given without --keys, which it is for; leave it out")
 
@@ -120,7 +128,9 @@ async def run_server(
     await server.start()
     say(f"listening on {bound}")
     probes = None
+    seeing = Seeing(options.seeing, frontend, stopping.set, say)
     try:
+        await seeing.open()
         if options.health_address is not None:
             probes, probed = make_health_server(options.health_address, states)
             await probes.start()
@@ -145,6 +155,8 @@ async def run_server(
         # Long-lived objects leave the collector's sight: a full collection would stall every stream.
         gc.collect()
         gc.freeze()
+        view = RunView(runner, service.cache_bytes, options.seeing.capture)
+        seeing.see(lambda about, arguments: asyncio.to_thread(view.answer, about, arguments), service.plan)
         frontend.open(service.text, runner)
         states.set_serving(True)
         say("ready")
@@ -167,6 +179,7 @@ async def run_server(
         await server.stop(_STOP_GRACE_S)
         if probes is not None:
             await probes.stop(0)
+        await seeing.close()
     say("stopped")
     return 0
 
@@ -178,6 +191,8 @@ def make_server(
 
     Raises ValueError if the address is taken, ValueError or OSError if the TLS files cannot be used."""
     interceptors: list[grpc.aio.ServerInterceptor] = [Guard()]
+    if options.seeing.otlp_endpoint is not None:
+        interceptors.append(KeepTraceParent())
     if keyring is not None:
         interceptors.append(Access(keyring, options.key_limit))
     # Over one connection a gateway may bring all requests there are; what is beyond twice of that waits in the client.

@@ -148,6 +148,9 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._answer: Successor | str | None = None
         self._planned_s = 0.0
+        # Somebody asks for a plan: under this bound on latency, or (None) under those that stand.
+        self._wish: tuple[float | None] | None = None
+        self._wished = False
         self.successor: Successor | None = None
         self.attach(time.monotonic, lambda: None)
 
@@ -162,6 +165,21 @@ class Follower:
     def busy(self) -> bool:
         """A plan is being made or compiled."""
         return self._thread is not None
+
+    def want_plan(self, latency_s: float | None = None) -> None:
+        """Asks for a plan for what has been seen; from any thread. What comes of it stands in `records`.
+
+        Args:
+          latency_s: to be the bound on latency from then on; None: the bounds stand.
+
+        Raises:
+          ValueError: no plan is made here.
+        """
+        if self._replan is None:
+            raise ValueError("replan: within, so no other plan is made; start the server with --replan=auto")
+        with self._lock:
+            self._wish = (latency_s,)
+        self._on_answer()
 
     # What the Runner tells.
 
@@ -193,6 +211,7 @@ class Follower:
     def at_boundary(self, phase: int, executor: Executor) -> Schedule | None:
         """The schedule to change to, or None; `successor` is set once there is one."""
         self._take_answer(phase)
+        self._take_wish(phase, executor)
         if self._unlooked < _LOOK_EVERY:
             return None
         self._unlooked = 0
@@ -261,7 +280,7 @@ class Follower:
         if estimate.requests < SETTLE:
             return
         self._settling = False
-        self._ask(phase, estimate, decision, executor)
+        self._ask(phase, estimate, decision, executor, self._plan)
 
     def _known(self, decision: Decision) -> bool:
         """No plan was found for about these lengths."""
@@ -273,14 +292,34 @@ class Follower:
         ]
         return max(moved) <= _SAME
 
-    def _ask(self, phase: int, estimate: Estimate, decision: Decision, executor: Executor) -> None:
+    def _take_wish(self, phase: int, executor: Executor) -> None:
+        """What was asked for, unless a plan is on its way: then after that."""
+        if self._wish is None or self._thread is not None or self.successor is not None:
+            return
+        with self._lock:
+            wish, self._wish = self._wish, None
+        estimate = estimated(self._tables, self._first_token)
+        if estimate is None:
+            self._record(
+                phase, "no plan", {"error": "too few requests have ended to know the traffic; ask again later"}
+            )
+            return
+        plan, latency_s = self._plan, wish[0]
+        if latency_s is not None and plan.bounds is not None:
+            plan = dataclasses.replace(plan, bounds=dataclasses.replace(plan.bounds, latency_s=latency_s))
+        self._settling = False
+        self._ask(phase, estimate, decide(plan, self._schedule, self._means, estimate), executor, plan)
+        self._wished = True
+
+    def _ask(self, phase: int, estimate: Estimate, decision: Decision, executor: Executor, plan: Plan) -> None:
+        """Begins to plan for the estimate under the bounds of `plan`."""
         assert self._replan is not None
-        bounds, plan = self._plan.bounds, self._plan
+        bounds = plan.bounds
         if bounds is not None and bounds.bound_from == "arrival":
             workload = requests_now(estimate, self._arrivals, plan.cache_tokens)
         else:
             workload = lengths_now(estimate, plan.cache_tokens)
-        self._asked, self._asked_s = decision.means, self._clock()
+        self._asked, self._asked_s, self._wished = decision.means, self._clock(), False
         self._usual_s, self._worst_s = statistics.median(self._turns) if self._turns else 0.0, 0.0
         self._record(phase, "ask", _numbers(decision))
         self._thread = threading.Thread(
@@ -314,7 +353,8 @@ class Follower:
         self._thread = None
         took_s = self._clock() - self._asked_s
         if isinstance(answer, str):
-            self._refused = self._asked
+            # What somebody wished for says nothing of what drift would get.
+            self._refused = self._refused if self._wished else self._asked
             self._record(phase, "no plan", {"error": answer, "seconds": took_s})
             return
         self.successor, self._refused = answer, None

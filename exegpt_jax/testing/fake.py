@@ -34,6 +34,11 @@ from solver.plan.plan import Plan
 _BYTES_PER_TOKEN = 1
 
 
+def fake_cache_bytes(plan: Plan) -> int:
+    """What the cache of a plan takes, as this executor counts."""
+    return plan.schedule.max_rows * plan.cache_tokens * _BYTES_PER_TOKEN
+
+
 def next_token(tokens: Sequence[int], vocab_size: int) -> int:
     """The arithmetic, on all tokens so far."""
     return (31 * sum(tokens) + 7 * len(tokens) + 1) % vocab_size

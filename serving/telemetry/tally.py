@@ -10,7 +10,7 @@ from serving.telemetry.histogram import BETWEEN_TOKENS_S, FIRST_TOKEN_S, REQUEST
 
 Outcome = Literal["stop", "length", "abort", "deadline", "error", "refused", "invalid"]
 OUTCOMES: tuple[Outcome, ...] = ("stop", "length", "abort", "deadline", "error", "refused", "invalid")
-ANSWERED = ("stop", "length")
+ANSWERED: tuple[Outcome, ...] = ("stop", "length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,24 @@ class Ended:
         return self.outcome in ANSWERED
 
 
+@dataclasses.dataclass(frozen=True)
+class LatencyBound:
+    """What a request's latency is held against, from the start of its encode phase or from its arrival."""
+
+    latency_s: float
+    clock: Literal["encode", "arrival"]
+
+    def missed_by(self, request: Ended) -> bool:
+        begin_s = request.arrival_s if self.clock == "arrival" else request.encode_start_s
+        return begin_s > 0 and request.last_token_s - begin_s > self.latency_s
+
+
 class Tally:
     """Counts since the start.
 
     Attributes:
+      bound: of the plan in force; None while there is none.
+      bound_misses: answers that took longer.
       outcomes: requests by how they ended.
       prompt_tokens, generated_tokens: encoded, and handed over.
       first_token_s: from arrival.
@@ -60,6 +74,8 @@ class Tally:
     """
 
     def __init__(self) -> None:
+        self.bound: LatencyBound | None = None
+        self.bound_misses = 0
         self.outcomes: collections.Counter[Outcome] = collections.Counter(dict.fromkeys(OUTCOMES, 0))
         self.prompt_tokens = self.generated_tokens = 0
         self.first_token_s = Histogram(FIRST_TOKEN_S)
@@ -89,6 +105,8 @@ class Tally:
             self.queue_s.observe(request.encode_start_s - request.arrival_s)
         if not request.answered:
             return
+        if self.bound is not None and self.bound.missed_by(request):
+            self.bound_misses += 1
         self.request_s.observe(request.last_token_s - request.arrival_s)
         if request.encode_start_s:
             self.encode_s.observe(request.first_token_s - request.encode_start_s)

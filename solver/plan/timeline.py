@@ -13,11 +13,12 @@ import os
 import pathlib
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 Kind = Literal["encode", "decode", "move", "release"]
 
 DEFAULT_CAPACITY = 100_000
+_Each = TypeVar("_Each")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,22 @@ class PhaseTime:
         return self.predicted_s / self.measured_s - 1
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class News:
+    """What a Timeline has gained, and where to go on.
+
+    Attributes:
+      entries: without predictions.
+      turns: (phase, seconds) of phases that were closed.
+      last_entry, last_turn: the newest there are; None: there were none.
+    """
+
+    entries: tuple[TimelineEntry, ...] = ()
+    turns: tuple[tuple[int, float], ...] = ()
+    last_entry: TimelineEntry | None = None
+    last_turn: tuple[int, float] | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class KindSummary:
     """Entries of one kind: how many, their mean busy time, rows and tokens."""
@@ -132,14 +149,29 @@ class Timeline:
         predicted_s = self._predictor.entry_s(entry)
         return entry if predicted_s is None else dataclasses.replace(entry, predicted_s=predicted_s)
 
+    def after(self, before: News) -> News:
+        """What has come since; of what has fallen out in between nobody hears."""
+        # What was added last is known by its identity, so that adding need not count.
+        entries = _behind(tuple(self._entries), before.last_entry)
+        turns = _behind(tuple(self._turns), before.last_turn)
+        return News(
+            entries,
+            turns,
+            entries[-1] if entries else before.last_entry,
+            turns[-1] if turns else before.last_turn,
+        )
+
+    def predicted_s(self, entries: Sequence[TimelineEntry]) -> float | None:
+        """Of a phase with these entries, which may be those of its one part only; None where nothing is predicted."""
+        return None if self._predictor is None else self._predictor.phase_s(entries)
+
     def phases(self) -> list[PhaseTime]:
         """Every phase that was closed and whose entries are kept."""
         entries: dict[int, list[TimelineEntry]] = collections.defaultdict(list)
         for entry in tuple(self._entries):
             entries[entry.phase].append(entry)
-        predict = self._predictor
         return [
-            PhaseTime(phase, turn_s, None if predict is None else predict.phase_s(entries[phase]))
+            PhaseTime(phase, turn_s, self.predicted_s(entries[phase]))
             for phase, turn_s in tuple(self._turns)
             if phase in entries
         ]
@@ -147,7 +179,7 @@ class Timeline:
     def summary(self) -> dict[Kind, KindSummary]:
         """Means per kind, over what is kept."""
         grouped: dict[Kind, list[tuple[TimelineEntry, float]]] = collections.defaultdict(list)
-        for entry, began_s in _with_begin(self):
+        for entry, began_s in with_begin(self):
             grouped[entry.kind].append((entry, entry.ready_s - began_s))
         return {
             kind: KindSummary(
@@ -161,20 +193,26 @@ class Timeline:
 
     def busy_share(self) -> float:
         """Share of the time from first dispatch to last result in which some entry was under way; 0 if empty."""
-        spans = [(began_s, entry.ready_s) for entry, began_s in _with_begin(self) if entry.stage == 0]
+        spans = [(began_s, entry.ready_s) for entry, began_s in with_begin(self) if entry.stage == 0]
         if not spans or spans[-1][1] <= spans[0][0]:
             return 0.0
         return sum(end - begin for begin, end in spans) / (spans[-1][1] - spans[0][0])
 
-    def to_chrome_trace(self) -> str:
-        """Trace-event JSON: a process per stage, a thread per kind, complete events in microseconds."""
+    def to_chrome_trace(self, since_s: float = 0.0) -> str:
+        """Trace-event JSON: a process per stage, a thread per kind, complete events in microseconds.
+
+        Args:
+          since_s: entries that were ready before are left out.
+        """
+        shown = [(entry, began_s) for entry, began_s in with_begin(tuple(self._entries)) if entry.ready_s >= since_s]
         kinds: tuple[Kind, ...] = ("encode", "decode", "move", "release")
         events: list[dict[str, object]] = []
-        for stage in sorted({entry.stage for entry in self}):
+        for stage in sorted({entry.stage for entry, _ in shown}):
             events.append({"ph": "M", "name": "process_name", "pid": stage, "args": {"name": f"stage {stage}"}})
             for thread, kind in enumerate(kinds):
                 events.append({"ph": "M", "name": "thread_name", "pid": stage, "tid": thread, "args": {"name": kind}})
-        for entry, began_s in _with_begin(self):
+        for bare, began_s in shown:
+            entry = self._predicted(bare)
             arguments = {k: v for k, v in dataclasses.asdict(entry).items() if k not in ("kind", "stage")}
             events.append(
                 {
@@ -197,10 +235,24 @@ class Timeline:
         os.replace(partial, path)
 
 
-def _with_begin(entries: Iterable[TimelineEntry]) -> Iterator[tuple[TimelineEntry, float]]:
-    """Each entry with the moment from which its stage worked on it."""
-    free_s: dict[int, float] = {}
+def with_begin(
+    entries: Iterable[TimelineEntry], free_s: dict[int, float] | None = None
+) -> Iterator[tuple[TimelineEntry, float]]:
+    """Each entry with the moment from which its stage worked on it.
+
+    Args:
+      free_s: when each stage was ready with what came before; kept up to date.
+    """
+    free_s = {} if free_s is None else free_s
     for entry in entries:
         began_s = min(max(entry.dispatched_s, free_s.get(entry.stage, entry.dispatched_s)), entry.ready_s)
         free_s[entry.stage] = entry.ready_s
         yield entry, began_s
+
+
+def _behind(kept: tuple[_Each, ...], last: _Each | None) -> tuple[_Each, ...]:
+    """What stands behind `last`; all, if that has fallen out."""
+    for back in range(len(kept), 0, -1):
+        if kept[back - 1] is last:
+            return kept[back:]
+    return kept
