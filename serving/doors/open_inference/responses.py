@@ -31,8 +31,7 @@ def response_of(asked: Asked, update: Update, tokenizer: Tokenizer | None, *, fi
             case "finish_reason":
                 add_output(response, tensor, [_NOT_YET if update.ending is None else update.ending.reason])
             case "logprobs":
-                asked_for = asked.fields.get("logprobs") is not None
-                add_output(response, tensor, [_logprobs(update, tokenizer) if asked_for else "null"])
+                add_output(response, tensor, [_logprobs(update, tokenizer)])
             case "num_input_tokens":
                 add_output(response, tensor, [update.prompt_tokens])
             case "num_output_tokens":
@@ -56,7 +55,11 @@ def _bare(asked: Asked, final: bool) -> pb.ModelInferResponse:
 
 
 def _logprobs(update: Update, tokenizer: Tokenizer | None) -> str:
-    """A JSON list of one object a token, in the shape that the vLLM back end gives it; the token itself comes first."""
+    """A JSON list of one object a token, in the shape that the vLLM back end gives it; the token itself comes first.
+
+    Where the sampling parameters do not ask for log-probabilities there are none: null."""
+    if update.token_ids and not update.logprobs:
+        return "null"
     tokens = zip(update.token_ids, update.logprobs, strict=True)
     return json.dumps([_candidates(token_id, entry, tokenizer) for token_id, entry in tokens])
 

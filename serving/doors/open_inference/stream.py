@@ -68,6 +68,8 @@ class Stream:
         reading = asyncio.create_task(self._read(requests))
         reading.add_done_callback(self._has_read)
         self._frontend.on_drain.add(self._ready.set)
+        if self._frontend.draining:
+            self._ready.set()
         try:
             while self.cut_short is None:
                 await self._ready.wait()

@@ -1,0 +1,70 @@
+"""Requests of the Open Inference Protocol as tests write them, and responses as they read them."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import grpc
+import numpy as np
+
+from serving.proto.inference import inference_pb2 as pb
+from serving.proto.inference import inference_pb2_grpc as pb_grpc
+from tests.serving.servers import RunningServer
+
+LENGTH = struct.Struct("<I")
+
+
+def tensor(value: object) -> tuple[str, list[int], bytes]:
+    """Datatype, shape and raw contents of a value."""
+    match value:
+        case bool():
+            return "BOOL", [1], bytes([value])
+        case int():
+            return "INT32", [1], struct.pack("<i", value)
+        case str():
+            return "BYTES", [1], LENGTH.pack(len(value.encode())) + value.encode()
+        case dict():
+            return tensor(json.dumps(value))
+        case list():
+            return "INT32", [len(value)], np.array(value, "<i4").tobytes()
+    raise AssertionError(value)
+
+
+def ask(model: str = "model", id: str = "", outputs: tuple[str, ...] = (), **inputs: object) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name=model, id=id)
+    for name, value in inputs.items():
+        datatype, shape, raw = tensor(value)
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+        request.raw_input_contents.append(raw)
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+def read(response: pb.ModelInferResponse) -> dict[str, object]:
+    found: dict[str, object] = {}
+    assert len(response.outputs) == len(response.raw_output_contents)
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.datatype == "BYTES":
+            assert LENGTH.unpack_from(raw)[0] == len(raw) - LENGTH.size
+            assert list(output.shape) == [1]
+            found[output.name] = raw[LENGTH.size :].decode()
+        else:
+            values = np.frombuffer(raw, {"INT32": "<i4", "UINT32": "<u4"}[output.datatype]).tolist()
+            assert list(output.shape) == [len(values)]
+            found[output.name] = values
+    return found
+
+
+def converse(
+    server: RunningServer, *requests: pb.ModelInferRequest, strict: bool = False
+) -> list[pb.ModelStreamInferResponse]:
+    metadata = (("triton_grpc_error", "true"),) if strict else ()
+    with grpc.insecure_channel(server.address) as channel:
+        call = pb_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(requests), timeout=60, metadata=metadata)
+        return list(call)
+
+
+def is_final(response: pb.ModelInferResponse) -> bool:
+    return response.parameters["triton_final_response"].bool_param
