@@ -211,8 +211,7 @@ def make_server(
         # Only here: its stubs are an optional extra.
         from serving.doors.vllm_engine import door
 
-        door.add_to(server, frontend, options.vllm_engine)
-        states.add(door.SERVICE_NAME)
+        door.add_to(server, frontend, states, options.vllm_engine)
         names.append(door.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return server, _bind(server, options.address, "address", options.tls)

@@ -24,11 +24,13 @@ from smg_grpc_proto.generated import common_pb2
 from exegpt_jax.text.prompts import ModelText
 from serving.backend import Backend
 from serving.doors.ending import REQUEST_ID, abort
+from serving.doors.health import Health
 from serving.doors.vllm_engine.card import ModelCard, tokenizer_bundle
 from serving.doors.vllm_engine.choices import Choices
 from serving.doors.vllm_engine.wire import aborted, chunk_of, complete_of, fields_of, merged
 from serving.doors.wire import REFUSED, check_id, refusal_of
 from serving.frontend import Frontend, Unavailable, Update
+from serving.security.caller import CALLER
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 _SERVER_TYPE = "exegpt_jax"
@@ -41,7 +43,8 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
     def __init__(self, frontend: Frontend, card: ModelCard) -> None:
         self._frontend = frontend
         self._card = card
-        self._under_way: dict[str, Choices] = {}
+        # By caller too: with keys, nobody aborts another's request.
+        self._under_way: dict[tuple[str | None, str], Choices] = {}
         self._start_s = time.monotonic()
         self._last_request_s = 0.0
 
@@ -66,9 +69,10 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
     async def _answer(
         self, request_id: str, request: pb.GenerateRequest, deadline_s: float | None
     ) -> AsyncGenerator[pb.GenerateResponse]:
-        if request_id in self._under_way:
+        name = CALLER.get(), request_id
+        if name in self._under_way:
             raise ValueError("request_id: is under way; choose another")
-        choices = self._under_way[request_id] = Choices(self._frontend, request_id)
+        choices = self._under_way[name] = Choices(self._frontend, request_id)
         try:
             await choices.begin(fields_of(request), request.sampling_params.n or 1, deadline_s)
             text, _ = self._opened()
@@ -89,13 +93,13 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
                         yield complete_of(index, whole, unnamed_ids)
         finally:
             choices.close()
-            del self._under_way[request_id]
+            del self._under_way[name]
 
     async def Abort(self, request: pb.AbortRequest, context: grpc.aio.ServicerContext) -> pb.AbortResponse:
         """Unknown ids have ended already, or never were."""
         for request_id in request.request_ids:
-            if request_id in self._under_way:
-                self._under_way[request_id].abort()
+            if (choices := self._under_way.get((CALLER.get(), request_id))) is not None:
+                choices.abort()
         return pb.AbortResponse()
 
     async def HealthCheck(
@@ -183,5 +187,6 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
         return self._frontend.opened
 
 
-def add_to(server: grpc.aio.Server, frontend: Frontend, card: ModelCard) -> None:
+def add_to(server: grpc.aio.Server, frontend: Frontend, states: Health, card: ModelCard) -> None:
+    states.add(SERVICE_NAME)
     pb_grpc.add_VllmEngineServicer_to_server(VllmEngineDoor(frontend, card), server)
