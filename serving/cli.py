@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "serve": "answer over gRPC",
     "load": "put a load on a server: arrivals, traces, percentiles, goodput, a chart",
     "client": "send one prompt to a server and print the answer as it comes",
+    "admin": "ask a running server, or tell it what to do: plan, stats, timeline, state, replan, drain, profile",
 }
 
 _EXIT_INTERRUPTED = 130

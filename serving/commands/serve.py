@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from serving import flags as shared
-from serving import replanning, security_flags
+from serving import replanning, security_flags, seeing_flags
+from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from exegpt_jax.runner.loop import Runner
@@ -45,6 +45,7 @@ flags.DEFINE_float(
     flag_values=FLAGS,
 )
 security_flags.define_security(FLAGS)
+seeing_flags.define_seeing(FLAGS)
 flags.DEFINE_bool(
     "vllm_engine",
     False,
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     shared.refuse_beside_plan(FLAGS)
     directory = shared.model_directory(FLAGS)
     shared.prepare_devices(FLAGS)
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(FLAGS.log_format, requests=FLAGS.log_requests)
 
     from serving import assemble
     from serving.beside import beside
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> int:
         settle_s=FLAGS.settle_s,
         drain_s=FLAGS.drain_s,
         vllm_engine=_card(directory),
+        seeing=seeing_flags.seeing_options(FLAGS, directory.resolve().name),
     )
 
     def prepare() -> assemble.Service:

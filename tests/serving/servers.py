@@ -133,10 +133,16 @@ def running_server(
 
 @dataclasses.dataclass
 class ServerProcess:
-    """`exegpt serve` as a user starts it."""
+    """`exegpt serve` as a user starts it; `said` is what it has printed until it was ready."""
 
     process: subprocess.Popen[str]
     address: str
+    said: list[str] = dataclasses.field(default_factory=list)
+
+    def address_of(self, what: str) -> str:
+        """Where it says that something is, such as metrics."""
+        (found,) = (line.partition(" on ")[2] for line in self.said if line.startswith(f"{what} on "))
+        return found
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -169,14 +175,16 @@ def server_process(directory: Path, *flags: str, wait_ready: bool = True) -> Ite
     try:
         assert process.stdout is not None
         address = ""
+        said = []
         for line in process.stdout:
+            said.append(line.rstrip("\n"))
             if found := re.fullmatch(r"listening on (\S+)\n", line):
                 address = found[1]
                 if not wait_ready:
                     break
             elif line == "ready\n":
                 break
-        yield ServerProcess(process, address)
+        yield ServerProcess(process, address, said)
     finally:
         if process.poll() is None:
             process.kill()
