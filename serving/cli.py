@@ -15,6 +15,8 @@ from types import ModuleType
 
 from absl import flags
 
+from serving import config
+
 COMMANDS: dict[str, str] = {
     "demo": "profile the embedded model, plan for a latency bound, run the plan, and check every answer",
     "check": "say whether a model directory is supported, why, and the bytes it needs per device",
@@ -72,7 +74,7 @@ def _run(command: str, arguments: list[str]) -> int:
     if any(argument in ("--help", "-help", "-h") for argument in arguments):
         print(_command_usage(program, module, values))
         return 0
-    positional = values([program, *arguments])
+    positional = config.parse(values, program, arguments)
     status: int = module.main(positional)
     return status
 
@@ -94,8 +96,7 @@ def _usage() -> str:
 def _command_usage(program: str, module: ModuleType, values: flags.FlagValues) -> str:
     """The module's docstring and its own flags; libraries that define global flags are left out."""
     lines = [f"usage: {program} [--flag=value ...]", "", (module.__doc__ or "").strip(), "", "flags:"]
-    by_module = values.flags_by_module_dict()
-    own = {flag.name: flag for name, found in by_module.items() if name.startswith("serving") for flag in found}
+    own = config.own_flags(values)
     for name in sorted(own):
         flag = own[name]
         shown = "" if flag.default is None or flag.default == "" else f" (default: {flag.default_as_str})"

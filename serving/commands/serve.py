@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
+from serving import config, replanning, security_flags, seeing_flags
 from serving import flags as shared
-from serving import replanning, security_flags, seeing_flags
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from exegpt_jax.runner.loop import Runner
     from serving.doors.vllm_engine.card import ModelCard
 
+_LOG = logging.getLogger(__name__)
+
 FLAGS = flags.FlagValues()
+config.define_config(FLAGS)
 shared.define_model(FLAGS)
 shared.define_schedule(FLAGS)
 shared.define_plan(FLAGS)
@@ -56,10 +60,14 @@ flags.DEFINE_bool(
 
 def main(argv: list[str]) -> int:
     shared.refuse_arguments(argv)
+    if FLAGS.print_config:
+        print(config.as_toml(FLAGS), end="")
+        return 0
     shared.refuse_beside_plan(FLAGS)
     directory = shared.model_directory(FLAGS)
     shared.prepare_devices(FLAGS)
     logs.configure(FLAGS.log_format, requests=FLAGS.log_requests)
+    logging.getLogger("serving").setLevel(logging.INFO)
 
     from serving import assemble
     from serving.beside import beside
@@ -82,6 +90,7 @@ def main(argv: list[str]) -> int:
     )
 
     def prepare() -> assemble.Service:
+        _LOG.info("configuration: %s", config.as_line(FLAGS))
         with Display() as display:
             return assemble.assemble(directory, FLAGS, display)
 
