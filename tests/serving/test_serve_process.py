@@ -1,19 +1,14 @@
-"""`exegpt serve` as a process: addresses, drain on SIGTERM, exit statuses, and the client command."""
+"""`exegpt serve` as a process: addresses, exit statuses, the client command, and loads. Its drain: `test_drain`."""
 
 from __future__ import annotations
 
-import json
 import subprocess
-import threading
-import time
 from pathlib import Path
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client import Client, ServerError
-from serving.load import LoadRequest, LoadResult, run_load, summarise
+from serving.client import Client
+from serving.load import LoadRequest, run_load, summarise
 from tests.serving.servers import environment, exegpt, server_process
 
 
@@ -21,46 +16,6 @@ def run(*arguments: str, given: str | None = None) -> subprocess.CompletedProces
     return subprocess.run(
         exegpt(*arguments), capture_output=True, text=True, timeout=120, env=environment(), input=given, check=False
     )
-
-
-def test_sigterm_loses_no_live_stream(tiny_model: Path, tmp_path: Path, full: bool) -> None:
-    """Health turns at once, what is new is refused, what was admitted is answered whole, and the exit status is 0."""
-    count = 200 if full else 60
-    timeline = tmp_path / "trace.json"
-    flags = ("--engine=fake", "--fake_step_s=0.01", f"--timeline={timeline}", f"--max_rows={count}")
-    with server_process(tiny_model, *flags) as server:
-        results: list[LoadResult] = []
-        requests = [LoadRequest(f"p {i}", {"max_tokens": 100, "ignore_eos": True}) for i in range(count)]
-        load = threading.Thread(target=lambda: results.extend(run_load(server.address, requests)))
-        load.start()
-        health = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.address))
-        watch = health.Watch(health_pb2.HealthCheckRequest())
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        time.sleep(0.8)
-        sent_s = time.monotonic()
-        server.terminate()
-        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert time.monotonic() - sent_s < 2
-        with Client(server.address) as client, pytest.raises(ServerError, match="UNAVAILABLE: the server is stopping"):
-            client.generate("too late")
-        load.join(60)
-        status, out, _ = server.finish()
-    assert status == 0
-    assert out.splitlines()[-1] == "stopped"
-    assert [result.error for result in results] == [None] * count
-    assert {len(result.token_ids) for result in results} == {100}
-    assert json.loads(timeline.read_text())["traceEvents"]
-
-
-def test_drain_ends_in_time_and_tells_the_rest(tiny_model: Path) -> None:
-    with server_process(tiny_model, "--engine=fake", "--fake_step_s=0.05", "--drain_s=0.3") as server:
-        client = Client(server.address)
-        stream = client.stream("long", max_tokens=200, ignore_eos=True)
-        next(stream)
-        server.terminate()
-        with pytest.raises(ServerError, match="UNAVAILABLE"):
-            list(stream)
-        assert server.finish()[0] == 0
 
 
 def test_a_taken_port_is_one_line(tiny_model: Path) -> None:
