@@ -65,7 +65,7 @@ def _client_lines(figures: Figures) -> list[str]:
     shares = ", ".join("?" if math.isnan(share) else f"{share:.0%}" for share in client.cpu_shares)
     told = f"client: {lag or 'no lag measured'}; CPU of each process {shares}"
     if client.warning is None:
-        return [f"{told}; it was in time (within {MOST_LAG_S * 1e3:.0f} ms), so the limit is the server"]
+        return [f"{told}; it was in time (within {MOST_LAG_S * 1e3:.0f} ms), so the times are the server's"]
     return [
         told,
         f"warning: {client.warning}; use more --processes (now {len(client.cpu_shares)}), --one_call, or more machines",
@@ -77,4 +77,6 @@ def _percentiles(found: Spread) -> tuple[float, ...]:
 
 
 def _milliseconds(seconds: float) -> str:
-    return "-" if math.isnan(seconds) else f"{seconds * 1e3:,.2f}"
+    if math.isnan(seconds):
+        return "-"
+    return f"{seconds * 1e3:,.{2 if seconds < 0.1 else 1 if seconds < 1 else 0}f}"
