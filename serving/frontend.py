@@ -20,6 +20,8 @@ from exegpt_jax.runner.request import Request
 from exegpt_jax.text.answer import Answer, Ending, TokenLogprobs
 from exegpt_jax.text.prompts import ModelText, Prepared
 from serving.backend import Backend
+from serving.security.caller import CALLER
+from serving.security.quota import OverQuota, Quota
 from serving.telemetry.tally import Ended, Outcome, Tally
 from serving.telemetry.trace_parent import TRACE_PARENT
 
@@ -70,6 +72,7 @@ class Live:
       number: what the Runner calls it.
       request_id: what its client calls it.
       trace_parent: the span that its client is in, as W3C's `traceparent` has it; empty without one.
+      caller: the name of its client's key, where the server has keys.
       ending: how it ended, once it has.
       tokens: handed over so far.
       first_s, last_s: when the first and the last of them were; 0 without any.
@@ -81,6 +84,7 @@ class Live:
         self.number = number
         self.request_id = request_id or number
         self.trace_parent = TRACE_PARENT.get()
+        self.caller = CALLER.get()
         self.prepared = prepared
         self.ending: Ending | Exception | None = None
         self.arrival_s = time.monotonic()
@@ -172,14 +176,16 @@ class Frontend:
     """Admission, live requests and the way to the Runner. Everything but `hand_over` runs on the event loop.
 
     Attributes:
-      max_requests: requests admitted at once, running and waiting; more are refused as Unavailable.
+      max_requests: requests admitted at once, running and waiting; more are refused as Unavailable. `key_limit` of
+        them may be one key's; more of that one are OverQuota.
       on_drain: called when it begins.
       on_ended: told of every request that was admitted, when nobody waits for it any more.
       tally: what is counted of requests.
     """
 
-    def __init__(self, max_requests: int) -> None:
+    def __init__(self, max_requests: int, key_limit: int | None = None) -> None:
         self.max_requests = max_requests
+        self._quota = Quota("requests", key_limit)
         self.on_drain: set[Callable[[], None]] = set()
         self.on_ended: list[Callable[[Ended], None]] = []
         self.tally = Tally()
@@ -236,11 +242,11 @@ class Frontend:
           request_id: what its client calls it, for logs and traces.
 
         Raises:
-          Unavailable; ValueError for bad input, in one line.
+          Unavailable, OverQuota; ValueError for bad input, in one line.
         """
         try:
             return await self._begin(fields, deadline_s, wake, request_id)
-        except (Unavailable, ValueError) as error:
+        except (Unavailable, OverQuota, ValueError) as error:
             self.tally.refused("invalid" if isinstance(error, ValueError) else "refused")
             raise
 
@@ -256,7 +262,7 @@ class Frontend:
             self._submit(runner, live, deadline_s)
         # Whatever it is: nobody else can give the place back.
         except BaseException:
-            self._forget(live)
+            self._forget(live, CALLER.get())
             raise
         return live
 
@@ -264,7 +270,7 @@ class Frontend:
         """Nobody waits for it any more; its row is freed if it has not ended."""
         if live.ending is None and self._runner is not None:
             self._runner.cancel(live.number)
-        self._forget(live)
+        self._forget(live, live.caller)
         self._tell(live)
 
     async def stream(
@@ -303,13 +309,15 @@ class Frontend:
             raise Unavailable("the server is warming up", 1.0)
         if self._admitted >= self.max_requests:
             raise Unavailable(f"{self._admitted} requests are waiting or running, which is the limit", 0.5)
+        self._quota.enter()
         self._admitted += 1
         self._idle.clear()
         return self._text, self._runner
 
-    def _forget(self, live: Live | None) -> None:
+    def _forget(self, live: Live | None, caller: str | None) -> None:
         if live is not None:
             self._live.pop(live.number, None)
+        self._quota.leave(caller)
         self._admitted -= 1
         if self._admitted == 0:
             self._idle.set()

@@ -122,7 +122,7 @@ async def run_server(
     keyring = None if options.keys is None else Keyring(options.keys)
     stopping, impatient = asyncio.Event(), asyncio.Event()
     _on_signals(stopping, impatient, keyring)
-    frontend = Frontend(options.max_requests)
+    frontend = Frontend(options.max_requests, options.key_limit)
     states = health.Health([generation.SERVICE_NAME])
     server, bound = make_server(options, frontend, states, keyring)
     await server.start()

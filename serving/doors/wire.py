@@ -11,12 +11,13 @@ import grpc
 from exegpt_jax.text.answer import Ending
 from serving.frontend import DeadlinePassed, GenerationFailed, Unavailable, Update
 from serving.proto.exegpt.v1 import generation_pb2 as pb
+from serving.security.quota import OverQuota
 
 _LOG = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
 
-REFUSED = (ValueError, Unavailable, DeadlinePassed, GenerationFailed)
+REFUSED = (ValueError, Unavailable, OverQuota, DeadlinePassed, GenerationFailed)
 """What a Frontend raises to end a request."""
 
 
@@ -40,6 +41,8 @@ def refusal_of(request_id: str, error: Exception) -> Refusal:
     match error:
         case Unavailable():
             return Refusal(grpc.StatusCode.UNAVAILABLE, f"{error}; try again", error.retry_s)
+        case OverQuota():
+            return Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         case DeadlinePassed():
             return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the answer ended")
         case GenerationFailed():

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -19,6 +18,7 @@ import grpc.aio
 from serving.security.caller import CALLER
 from serving.security.keys import Key, Keyring
 from serving.security.methods import BY_KIND, OPEN
+from serving.security.quota import OverQuota, Quota
 
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
@@ -40,8 +40,7 @@ class Access(grpc.aio.ServerInterceptor):
 
     def __init__(self, keyring: Keyring, calls_per_key: int | None) -> None:
         self._keyring = keyring
-        self._calls_per_key = calls_per_key
-        self._calls: Counter[str] = Counter()
+        self._calls = Quota("calls", calls_per_key)
         self._refused, self._logged_s = 0, -_LOG_EVERY_S
 
     async def intercept_service(
@@ -60,13 +59,12 @@ class Access(grpc.aio.ServerInterceptor):
             return _refusal(
                 grpc.StatusCode.PERMISSION_DENIED, f"authorization: a key of kind {key.kind} does not open this method"
             )
-        if self._calls_per_key is not None and self._calls[key.name] >= self._calls_per_key:
-            return _refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"authorization: {self._calls[key.name]} calls of this key are under way, which is its limit",
-            )
         # Each call is handled by a task of its own, so this holds for this call.
         CALLER.set(key.name)
+        try:
+            self._calls.check()
+        except OverQuota as error:
+            return _refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         handler = await continuation(handler_call_details)
         return None if handler is None else self._counted(handler, key)
 
@@ -90,14 +88,13 @@ class Access(grpc.aio.ServerInterceptor):
         behaviour = getattr(handler, kind)
 
         async def call(request: _Message, context: _Context) -> _Message:
-            with self._under_way(key):
+            async with self._under_way(key, context):
                 return await behaviour(request, context)
 
         async def stream(request: _Message, context: _Context) -> AsyncIterator[_Message]:
-            with self._under_way(key):
-                async with contextlib.aclosing(behaviour(request, context)) as responses:
-                    async for response in responses:
-                        yield response
+            async with self._under_way(key, context), contextlib.aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         counted: grpc.RpcMethodHandler = make(
@@ -107,15 +104,17 @@ class Access(grpc.aio.ServerInterceptor):
         )
         return counted
 
-    @contextlib.contextmanager
-    def _under_way(self, key: Key) -> Iterator[None]:
-        self._calls[key.name] += 1
+    @contextlib.asynccontextmanager
+    async def _under_way(self, key: Key, context: _Context) -> AsyncIterator[None]:
+        # Once more: others may have come while the message was read.
+        try:
+            self._calls.enter()
+        except OverQuota as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         try:
             yield
         finally:
-            self._calls[key.name] -= 1
-            if not self._calls[key.name]:
-                del self._calls[key.name]
+            self._calls.leave(key.name)
 
 
 def _refusal(code: grpc.StatusCode, details: str) -> grpc.RpcMethodHandler:

@@ -103,7 +103,7 @@ def running_server(
     ready, stop = threading.Event(), threading.Event()
 
     async def live() -> None:
-        frontend = Frontend(max_requests)
+        frontend = Frontend(max_requests, options.key_limit)
         states = health.Health([generation.SERVICE_NAME])
         keyring = None if options.keys is None else Keyring(options.keys)
         server, address = make_server(options, frontend, states, keyring)

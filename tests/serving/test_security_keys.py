@@ -124,7 +124,7 @@ def test_calls_of_one_key_are_limited_and_others_go_on(locked: RunningServer) ->
         streams = [client.stream("x", max_tokens=200, ignore_eos=True) for _ in range(LIMIT)]
         for stream in streams:
             next(stream)
-        with pytest.raises(ServerError, match=f"RESOURCE_EXHAUSTED: authorization: {LIMIT} calls of this key"):
+        with pytest.raises(ServerError, match=f"RESOURCE_EXHAUSTED: {LIMIT} calls of this key"):
             client.generate("x")
         assert other.generate("x", max_tokens=2).finish.completion_tokens > 0
         streams.pop().close()
@@ -138,6 +138,19 @@ def test_calls_of_one_key_are_limited_and_others_go_on(locked: RunningServer) ->
                     raise
         for stream in streams:
             stream.close()
+
+
+def test_requests_of_one_call_are_limited_too(locked: RunningServer) -> None:
+    async def ask() -> list[object]:
+        async with AsyncClient(locked.address, key=KEY) as client, client.session() as session:
+            several = [session.generate("x", max_tokens=30, ignore_eos=True) for _ in range(LIMIT + 2)]
+            first = await asyncio.gather(*several, return_exceptions=True)
+            return [*first, await session.generate("x", max_tokens=2)]
+
+    *first, later = asyncio.run(ask())
+    refused = [str(each) for each in first if isinstance(each, ServerError)]
+    assert refused == [f"RESOURCE_EXHAUSTED: {LIMIT} requests of this key are under way, which is its limit"] * 2
+    assert not isinstance(later, ServerError)
 
 
 def test_a_session_carries_its_key(locked: RunningServer) -> None:
