@@ -55,8 +55,14 @@ async def errors(client: triton.InferenceServerClient) -> object:
         error_of(error) if error is not None else result.get_response().id
         async for result, error in client.stream_infer(requests())
     ]
+
+    async def only_one() -> AsyncIterator[dict[str, object]]:
+        yield {"model_name": "model", "inputs": inputs_of(text_input="x", max_tokens=0), "request_id": "bad"}
+        # This client loses the status if it is writing when that comes.
+        await asyncio.Event().wait()
+
     try:
-        async for _, error in client.stream_infer(requests(), headers={"triton_grpc_error": "true"}):
+        async for _, error in client.stream_infer(only_one(), headers={"triton_grpc_error": "true"}):
             assert error is None
     except Exception as error:  # of grpc itself: this client hands it on
         told.append([str(error.code()), error.details()])
