@@ -46,7 +46,7 @@ def check_installed() -> None:
         importlib.import_module("smg_grpc_proto.generated.vllm_engine_pb2_grpc")
     except ImportError:
         raise ValueError(
-            "vllm_engine: needs the package smg-grpc-proto, which is not installed; pip install 'exegpt-jax[smg]'"
+            "vllm_engine: needs the package smg-grpc-proto (the extra smg), which is not installed; pip install it"
         ) from None
 
 

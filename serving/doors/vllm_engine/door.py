@@ -7,13 +7,14 @@ of `exegpt.v1.Generation`. Embed, FlushCache, the profiler and cache events answ
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import datetime
 import hashlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 
 import grpc
 import grpc.aio
@@ -76,21 +77,11 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
         try:
             await choices.begin(fields_of(request), request.sampling_params.n or 1, deadline_s)
             text, _ = self._opened()
-            own_ids = set(request.sampling_params.stop_token_ids)
-            unnamed_ids = [token for token in text.eos_ids if token not in own_ids]
-            kept: dict[int, list[Update]] = {}
-            async with contextlib.aclosing(choices.updates()) as updates:
-                async for index, update in updates:
-                    if update is None:
-                        yield aborted(index)
-                        continue
-                    if not request.stream:
-                        kept.setdefault(index, []).append(update)
-                    elif update.token_ids:
-                        yield chunk_of(index, update)
-                    if update.ending is not None:
-                        whole = update if request.stream else merged(kept.pop(index))
-                        yield complete_of(index, whole, unnamed_ids)
+            unnamed_ids = set(text.eos_ids) - set(request.sampling_params.stop_token_ids)
+            responses = _as_it_comes if request.stream else _whole
+            async with contextlib.aclosing(responses(choices, unnamed_ids)) as found:
+                async for response in found:
+                    yield response
         finally:
             choices.close()
             del self._under_way[name]
@@ -185,6 +176,34 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
         if self._frontend.opened is None:
             raise Unavailable("the server is warming up", 1.0)
         return self._frontend.opened
+
+
+async def _as_it_comes(choices: Choices, unnamed_ids: Collection[int]) -> AsyncGenerator[pb.GenerateResponse]:
+    async with contextlib.aclosing(choices.updates()) as updates:
+        async for index, update in updates:
+            if update is None:
+                yield aborted(index)
+                continue
+            if update.token_ids:
+                yield chunk_of(index, update)
+            if update.ending is not None:
+                yield complete_of(index, update, unnamed_ids)
+
+
+async def _whole(choices: Choices, unnamed_ids: Collection[int]) -> AsyncGenerator[pb.GenerateResponse]:
+    """The answers in their order, however they ended: gateways number them as they come."""
+    gained: dict[int, list[Update]] = collections.defaultdict(list)
+    ends: dict[int, pb.GenerateResponse] = {}
+    async with contextlib.aclosing(choices.updates()) as updates:
+        async for index, update in updates:
+            if update is None:
+                ends[index] = aborted(index)
+                continue
+            gained[index].append(update)
+            if update.ending is not None:
+                ends[index] = complete_of(index, merged(gained.pop(index)), unnamed_ids)
+    for index in sorted(ends):
+        yield ends[index]
 
 
 def add_to(server: grpc.aio.Server, frontend: Frontend, states: Health, card: ModelCard) -> None:

@@ -38,7 +38,7 @@ def start(program: str, *arguments: object) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=_environment(),
+        env=environment(),
     )
 
 
@@ -55,6 +55,6 @@ def run(program: str, *arguments: object) -> Any:
     return json.loads(out.splitlines()[-1])
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Without this tree on the path, so that a client meets nothing of ours."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
