@@ -87,7 +87,9 @@ def values(url: str, expression: str) -> list[float]:
         with urllib.request.urlopen(f"{url}/api/v1/query?{query}", timeout=30) as answer:
             found = json.load(answer)
     except urllib.error.HTTPError as error:
-        raise AssertionError(f"{expression}: {error.read().decode()}") from error
+        if error.code == 503:
+            return []
+        raise RuntimeError(f"{expression}: {error.read().decode()}") from error
     except OSError:
         return []
     return [float(series["value"][1]) for series in found["data"]["result"]]
