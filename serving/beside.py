@@ -8,13 +8,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
+
+import numpy as np
 
 from exegpt_jax.runner.figures import Measured
 from exegpt_jax.runner.loop import Runner
 from solver.plan.plan import Plan
 from solver.plan.timeline import PhaseTime
 from solver.report.words import seconds
+
+_SLOW_PERCENTILE = 90.0
+"""Of a profile's spread too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseErrors:
+    """Phases of one run beside their predictions.
+
+    Attributes:
+      phases: that are predicted.
+      median: of |predicted / measured - 1|; None without any.
+      total: of all their time together, predicted / measured - 1.
+      pace: median of measured / predicted.
+      spread: of that: 90th percentile over median, minus 1, as in a profile.
+    """
+
+    phases: int
+    median: float | None = None
+    total: float | None = None
+    pace: float | None = None
+    spread: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +49,7 @@ class Beside:
       measured: what requests saw.
       percentile: of both latencies.
       bound_s: on latency; None without one.
-      phases: that are predicted.
-      phase_error: median over them of |predicted / measured - 1|; None without any.
-      phases_error: of all their time together, predicted / measured - 1.
+      phases: predicted one by one.
     """
 
     predicted_rps: float | None
@@ -36,9 +57,7 @@ class Beside:
     measured: Measured
     percentile: float
     bound_s: float | None
-    phases: int
-    phase_error: float | None
-    phases_error: float | None
+    phases: PhaseErrors
 
     @property
     def rps_error(self) -> float | None:
@@ -67,9 +86,11 @@ class Beside:
             "latency_s_error": self.latency_error,
             "latency_bound_s": self.bound_s,
             "bound_kept": self.kept,
-            "phases": self.phases,
-            "phase_error": self.phase_error,
-            "phases_error": self.phases_error,
+            "phases": self.phases.phases,
+            "phase_error": self.phases.median,
+            "phases_error": self.phases.total,
+            "phases_pace": self.phases.pace,
+            "phases_spread": self.phases.spread,
         }
         return {name: _figure(value) for name, value in found.items()}
 
@@ -84,10 +105,10 @@ class Beside:
                 f"predicted {self.predicted_rps:.4g} requests/s ({_percent(self.rps_error)}), p{self.percentile:g} "
                 f"latency {seconds(self.predicted_latency_s)} ({_percent(self.latency_error)})"
             )
-        if self.phase_error is not None:
+        if self.phases.median is not None:
             lines.append(
-                f"{self.phases} phases predicted one by one: {_percent(self.phases_error)} of their time in all, "
-                f"median error {self.phase_error:.1%}"
+                f"{self.phases.phases} phases predicted one by one: {_percent(self.phases.total)} of their time in "
+                f"all, median error {self.phases.median:.1%}"
             )
         return lines
 
@@ -112,22 +133,24 @@ def beside(plan: Plan, runner: Runner) -> Beside:
         measured=runner.figures.measured(percentile, clock),
         percentile=percentile,
         bound_s=None if bounds is None else bounds.latency_s,
-        phases=errors[0],
-        phase_error=errors[1],
-        phases_error=errors[2],
+        phases=errors,
     )
 
 
-def phase_errors(phases: list[PhaseTime]) -> tuple[int, float | None, float | None]:
-    """How many are predicted, the median of their errors' sizes, the error of their sum."""
-    known = [(phase.predicted_s, phase.measured_s, phase.error) for phase in phases if phase.error is not None]
+def phase_errors(phases: list[PhaseTime]) -> PhaseErrors:
+    """Over those that are predicted."""
+    known = [(p.predicted_s, p.measured_s) for p in phases if p.predicted_s is not None and p.error is not None]
     if not known:
-        return 0, None, None
-    predicted_s, measured_s = (sum(each[at] or 0.0 for each in known) for at in (0, 1))
-    return (
-        len(known),
-        statistics.median(abs(error) for _, _, error in known if error is not None),
-        predicted_s / measured_s - 1,
+        return PhaseErrors(0)
+    predicted_s, measured_s = np.array(known).T
+    paces, errors = measured_s / predicted_s, np.abs(predicted_s / measured_s - 1)
+    pace, slow = np.percentile(paces, [50.0, _SLOW_PERCENTILE])
+    return PhaseErrors(
+        phases=len(known),
+        median=float(np.median(errors)),
+        total=float(predicted_s.sum() / measured_s.sum()) - 1,
+        pace=float(pace),
+        spread=float(slow / pace) - 1,
     )
 
 

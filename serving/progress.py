@@ -11,6 +11,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_EVERY_S = 5.0
+"""Between two lines of something that is under way, where there is no terminal."""
+
 
 class Display:
     """Bars and lines that do not disturb each other; without a terminal, lines only.
@@ -69,15 +72,27 @@ class Display:
         """A bar; call the result with how much of `total` is done and a note."""
         progress = self._progress
         if progress is None:
-            return lambda completed, note: None
+            return _Sparse(self.say, name, total)
         task = progress.add_task(name, total=total, note="")
         return lambda completed, note: progress.update(task, completed=completed, note=note)
 
 
+class _Sparse:
+    """A bar where there is no terminal: a line every few seconds."""
+
+    def __init__(self, say: Callable[[str], None], name: str, total: float | None) -> None:
+        self._say, self._name, self._total = say, name, total
+        self._said_s = time.monotonic()
+
+    def __call__(self, completed: float, note: str) -> None:
+        now_s = time.monotonic()
+        if self._total and now_s - self._said_s >= _EVERY_S:
+            self._said_s = now_s
+            self._say(f"{self._name}: {completed / self._total:.0%} {note}".rstrip())
+
+
 class SearchLine:
     """How a search stands: on a terminal a moving line, elsewhere one line a few seconds apart."""
-
-    _EVERY_S = 5.0
 
     def __init__(self, display: Display) -> None:
         self._display = display
@@ -91,6 +106,6 @@ class SearchLine:
         note = f"best {best}{bound}{gap}, {nodes} nodes"
         self._update(nodes, note)
         now_s = time.monotonic()
-        if not sys.stderr.isatty() and now_s - self._said_s >= self._EVERY_S:
+        if not sys.stderr.isatty() and now_s - self._said_s >= _EVERY_S:
             self._said_s = now_s
             self._display.say(f"planning, {now_s - self._began_s:.0f} s: {note}")

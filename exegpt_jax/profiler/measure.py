@@ -29,6 +29,7 @@ from exegpt_jax.runner.build import device_bytes
 from exegpt_jax.sharding.stage import Stage
 from exegpt_jax.weights.digest import checkpoint_digest
 from exegpt_jax.weights.loading import load_stage
+from solver.facts.hardware import cpu_model
 from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.facts.profile import EndTimes, LayerTimes, Profile
@@ -247,18 +248,6 @@ def _facts(directory: Path, wishes: Wishes, device: jax.Device) -> dict[str, obj
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
     }
-
-
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _source(facts: dict[str, object], measured: int, total: int, samples: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import time
@@ -12,17 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from exegpt_jax.testing import numbers_task as task
+from serving.cores import split_cores
 from serving.demo import report
-from serving.cores import kept_to, split_cores
-from serving.demo.lengths import MAX_TOKENS, MIN_DIGITS
+from serving.demo.lengths import MIN_DIGITS
+from serving.demo.measuring import Wanted, correct, is_stale, kept_at, make_profile, needs_correction
 from serving.demo.page import write_page
 from serving.demo.planning import Folder, Planned, make_plans
 from serving.demo.process import Worker
-from serving.load import LoadRequest, LoadResult, run_load
+from serving.demo.stand import Stand
+from serving.load import LoadResult
+from solver.plan.plan import Plan
 from solver.report import words
 
 _SAMPLES = 3
-_TIMEOUT_S = 60.0
 
 
 def run_demo(
@@ -64,17 +67,30 @@ def run_demo(
     directory, folder = _short(directory), _short(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = Folder(folder)
-    console.print(f"[bold]1. A server process loads the model[/] in {directory} and profiles it.")
-    with Worker(directory, lambda line: console.print(f"   {line}", style="dim", markup=False)) as worker:
-        console.print(f"   {worker.profile(files.profile, profile, max_rows, profile_s, anew=measure)}")
-        console.print("[bold]2. The planner[/] finds the schedule with the highest throughput under a latency bound.")
-        planned = make_plans(directory, files, max_rows, bound_s, baselines)
+    console.print(f"[bold]1. The profiler[/] measures the model in {directory} on this machine.")
+
+    def say(line: str) -> None:
+        console.print(f"   {line}", style="dim", markup=False)
+
+    wanted, cores = Wanted(files.profile, profile, max_rows, profile_s, measure), split_cores()
+    fresh = needs_correction(directory, wanted, cores)
+    say(make_profile(directory, wanted, cores, say))
+    console.print("[bold]2. The planner[/] finds the schedule with the highest throughput under a latency bound.")
+    planned = make_plans(directory, files, max_rows, bound_s, baselines)
+    outcomes = []
+    with Worker(say) as worker, asyncio.Runner() as loop:
+        stand = Stand(worker, loop, directory, 2 * max_rows)
+        if fresh:
+            say(correct(directory, wanted, cores, stand.try_out(files.plan("rra"), files.profile)))
+            planned = make_plans(directory, files, max_rows, bound_s, baselines)
         _print_plan(console, planned)
-        outcomes = []
         for step, policy in enumerate(planned.plans, start=3):
             name = report.NAMES[policy]
             console.print(f"[bold]{step}. {name}[/] serves: {report.settings(planned.plans[policy])}.")
-            outcomes.append(_load(console, worker, planned, policy, files, numbers, in_flight=2 * max_rows))
+            outcomes.append(_load(console, stand, files, policy, planned.plans[policy], numbers))
+    if profile is None and is_stale(outcomes[0].figures):
+        kept_at(directory, cores, max_rows).unlink(missing_ok=True)
+        say("the profile does not fit what ran: the next demo measures again")
     console.print(report.result_table(outcomes, planned.bound_s))
     for line in report.conclusions(outcomes, planned.bound_s):
         console.print(line)
@@ -99,44 +115,24 @@ def _print_plan(console: Console, planned: Planned) -> None:
 
 
 def _load(
-    console: Console,
-    worker: Worker,
-    planned: Planned,
-    policy: str,
-    files: Folder,
-    numbers: tuple[int, ...],
-    in_flight: int,
+    console: Console, stand: Stand, files: Folder, policy: str, plan: Plan, numbers: tuple[int, ...]
 ) -> report.Outcome:
     """One plan under the whole load, with a live display."""
-    path = files.plan(policy)
-    address = worker.serve(path)
-    console.print(f"   {len(numbers)} numbers to put into words, {in_flight} at a time, over gRPC at {address}")
-    with kept_to(split_cores().wire):
-        # One wave that is not counted: no plan shall pay for a cold wire.
-        cold = range(10**8, 10**8 + in_flight)
-        once = [_request(number) for number in cold]
-        run_load(address, once, concurrency=in_flight, timeout_s=_TIMEOUT_S, one_call=True)
-        address = worker.serve(path)
-        with Progress(
-            TextColumn("  "),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-        ) as progress:
-            show = _live_display(progress, numbers)
-            asked = [_request(number) for number in numbers]
-            results = run_load(
-                address, asked, concurrency=in_flight, timeout_s=_TIMEOUT_S, one_call=True, on_result=show
-            )
-    outcome = report.Outcome(policy, planned.plans[policy], numbers, tuple(results), worker.stop())
+    # Baselines are set by hand, not planned from a profile.
+    address = stand.begin(files.plan(policy), files.profile if policy == "rra" else None)
+    console.print(f"   {len(numbers)} numbers to put into words, {stand.in_flight} at a time, over gRPC at {address}")
+    with Progress(
+        TextColumn("  "),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    ) as progress:
+        results = stand.send(numbers, _live_display(progress, numbers))
+    outcome = report.Outcome(policy, plan, numbers, tuple(results), stand.end())
     _print_samples(console, outcome)
     return outcome
-
-
-def _request(number: int) -> LoadRequest:
-    return LoadRequest(task.prompt(number), {"max_tokens": MAX_TOKENS})
 
 
 def _live_display(progress: Progress, numbers: tuple[int, ...]) -> Callable[[LoadResult], None]:

@@ -12,8 +12,8 @@ from typing import IO, Literal
 
 from solver.plan.timeline import Timeline, TimelineEntry
 
-Do = Literal["profile", "serve", "stop"]
-Step = Literal["say", "profiled", "serving", "stopped", "failed"]
+Do = Literal["serve", "again", "stop"]
+Step = Literal["say", "serving", "stopped", "failed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +21,13 @@ class Order:
     """To the worker.
 
     Attributes:
-      do: "profile": write the model's profile to `path`; "serve": run the plan in `path`, with fresh figures; "stop":
-        end it and tell the figures.
-      path: of a file.
-      given: a profile to take instead of measuring one.
-      max_rows: of the profile.
-      budget_s: of the profile.
-      anew: measure even where an earlier demo has.
+      do: "serve": run what the flags of `exegpt serve` say; "stop": end it and tell the figures; "again": run it from
+        the beginning, with fresh figures.
+      flags: of "serve".
     """
 
     do: Do
-    path: str = ""
-    given: str = ""
-    max_rows: int = 0
-    budget_s: float = 0.0
-    anew: bool = False
+    flags: tuple[str, ...] = ()
 
     def send(self, stream: IO[str]) -> None:
         _send(self, stream)
@@ -43,19 +35,19 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What the worker measured of one plan under load.
+    """What the engine measured of one plan.
 
     Attributes:
-      fields: as `serving.beside.Beside.fields`.
-      latency_s: p99 of every request, from the start of its encode phase.
+      fields: predicted beside measured, as `serving.beside` has it.
+      latency_s: at the bound's percentile, from the start of the encode phase, over every request.
       lines: the same for people.
-      entries: of the timeline, of some phases in the middle.
+      entries: of the timeline, a few phases from the middle.
     """
 
     fields: dict[str, object]
     latency_s: float
     lines: tuple[str, ...]
-    entries: tuple[dict[str, object], ...] = ()
+    entries: tuple[dict[str, object], ...]
 
     def timeline(self) -> Timeline:
         timeline = Timeline()
@@ -69,8 +61,8 @@ class Message:
     """From the worker.
 
     Attributes:
-      step: "say": a line for the operator; "profiled"; "serving": ready for load; "stopped"; "failed": it ends.
-      text: the line; of "serving" the address; of "profiled" what was measured.
+      step: "say": a line for the operator; "serving": ready for load; "stopped"; "failed": it ends.
+      text: the line; of "serving" the address.
       figures: of "stopped".
     """
 
@@ -88,13 +80,14 @@ def _send(said: Order | Message, stream: IO[str]) -> None:
 
 
 def parse_order(line: str) -> Order:
-    return Order(**json.loads(line))
+    fields = json.loads(line)
+    # JSON knows lists alone.
+    return Order(**{**fields, "flags": tuple(fields["flags"])})
 
 
 def parse(line: str) -> Message:
     fields = json.loads(line)
     figures = fields.pop("figures")
     if figures is not None:
-        # JSON knows lists alone.
         figures = Figures(**{**figures, "lines": tuple(figures["lines"]), "entries": tuple(figures["entries"])})
     return Message(**fields, figures=figures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from serving.demo import lengths
 from serving.demo.baselines import baseline_plan, read_settings
+from serving.demo.process import environment
 from solver.facts.cluster_file import load_cluster
 from solver.facts.model_config import read_model_spec
 from solver.facts.profile_file import read_profile
@@ -83,11 +83,9 @@ def make_plans(
         *(f"--workload={folder.workload}", f"--latency_bound_s={bound_s:g}", "--policies=rra"),
         *(f"--time_limit_s={_TIME_LIMIT_S:g}", f"--output={folder.plan('rra')}"),
     ]
-    root = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "serving.cli", *arguments],
-        capture_output=True, text=True, timeout=_PATIENCE_S, check=False, env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True, text=True, timeout=_PATIENCE_S, check=False, env=environment(),
     )  # fmt: skip
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]

@@ -15,6 +15,7 @@ from types import TracebackType
 
 from serving.demo.messages import Figures, Message, Order, Step, parse
 
+_ROOT = str(Path(__file__).resolve().parents[2])
 _PATIENCE_S = 240.0
 """The longest silence: between two lines nothing takes more than a compilation."""
 
@@ -22,32 +23,31 @@ _PATIENCE_S = 240.0
 class Worker:
     """A worker process. Its standard error is kept back and shown only if it fails."""
 
-    def __init__(self, directory: Path, on_line: Callable[[str], None]) -> None:
+    def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._errors: collections.deque[str] = collections.deque(maxlen=20)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "serving.demo.worker", str(directory)],
+            [sys.executable, "-m", "serving.demo.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env={**_program_cache(), **os.environ},
+            env=environment(),
             # Ctrl-C is the client's to handle; the worker ends when its input does.
             start_new_session=True,
         )
         for work in (self._read_messages, self._read_errors):
             threading.Thread(target=work, daemon=True).start()
 
-    def profile(self, path: Path, given: Path | None, max_rows: int, budget_s: float, *, anew: bool) -> str:
-        """Has it write the model's profile, which it measures if it must; returns what it says of it."""
-        order = Order("profile", str(path), "" if given is None else str(given), max_rows, budget_s, anew)
-        return self._ask(order, "profiled").text
+    def serve(self, *flags: str) -> str:
+        """Has it run what these flags of `exegpt serve` say; returns the address."""
+        return self._ask(Order("serve", flags), "serving").text
 
-    def serve(self, plan: Path) -> str:
-        """Has it run that plan, with nothing measured yet; returns the address."""
-        return self._ask(Order("serve", str(plan)), "serving").text
+    def again(self) -> str:
+        """Has it run what was stopped, with nothing measured yet."""
+        return self._ask(Order("again"), "serving").text
 
     def stop(self) -> Figures:
         """Has it end the plan that it runs; returns what it measured."""
@@ -109,10 +109,15 @@ def cache_folder(name: str) -> Path:
     return Path(base) / "exegpt" / name
 
 
-def _program_cache() -> dict[str, str]:
-    """Compiled programs stay on disk, so that the second demo starts at once; the user's own setting comes first."""
+def environment() -> dict[str, str]:
+    """For the demo's processes: they find this package, and compiled programs stay on disk, so that the second demo
+    starts at once; the user's own settings come first.
+    """
+    paths = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
     return {
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder("programs")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        **os.environ,
+        "PYTHONPATH": paths,
     }

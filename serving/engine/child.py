@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from exegpt_jax.runner.events import Event, Finished, Times
 from exegpt_jax.runner.loop import Runner
@@ -30,6 +30,9 @@ from serving.engine.frames import Frames, framed
 from serving.engine.questions import answer
 from serving.engine.wire import from_events, to_request
 from serving.proto.exegpt.engine.v1 import link_pb2 as pb
+
+if TYPE_CHECKING:
+    from serving.assemble import Service
 
 _LOG = logging.getLogger(__name__)
 # The Runner must not wait long for the interpreter while the socket's threads have it.
@@ -55,6 +58,8 @@ class _Child:
         self._line = line
         self._out: queue.SimpleQueue[pb.FromEngine | list[Event]] = queue.SimpleQueue()
         self._runner: Runner | None = None
+        # What was built last, for the same again.
+        self._service: Service | None = None
 
     def run(self) -> None:
         """Until the front end goes."""
@@ -117,23 +122,8 @@ class _Child:
             runner.cancel(name)
 
     def _build(self, build: pb.Build) -> None:
-        from serving import assemble, flags
-        from serving.commands import serve
-        from serving.progress import Display
-
-        values = serve.FLAGS
-        values.unparse_flags()
-        values(["serve", *build.flags])
         cores = frozenset(build.cores)
-        with kept_to(cores):
-            flags.prepare_devices(values)
-            if values.engine != "fake":
-                # The threads of programs are made here, and stay.
-                import jax
-
-                jax.local_devices()
-        with Display(self._say if build.tell else None) as display:
-            service = assemble.assemble(flags.model_directory(values), values, display)
+        service = self._service = self._load(build, cores) if build.flags else self._again()
         # Long-lived objects leave the collector's sight.
         gc.collect()
         gc.freeze()
@@ -144,6 +134,35 @@ class _Child:
             runner.start()
         self._runner = runner
         self._out.put(pb.FromEngine(built=pb.Built(plan=service.plan.to_json())))
+
+    def _again(self) -> Service:
+        service = self._service
+        if service is None or service.follower is not None:
+            # A follower may have put another plan in its place.
+            raise ValueError("flags: not given, and nothing that was built can begin again; give them")
+        service.executor.reset()
+        return service
+
+    def _load(self, build: pb.Build, cores: frozenset[int]) -> Service:
+        """What the flags say, loaded and compiled."""
+        from serving import assemble, flags
+        from serving.commands import serve
+        from serving.progress import Display
+
+        values = serve.FLAGS
+        values.unparse_flags()
+        values(["serve", *build.flags])
+        with kept_to(cores):
+            flags.prepare_devices(values)
+            if values.engine != "fake":
+                # The threads of programs are made here, and stay.
+                import jax
+
+                jax.local_devices()
+        # Nobody computes yet, so compiling may use what there is.
+        with kept_to(_every_core() if cores else cores), Display(self._say if build.tell else None) as display:
+            service = assemble.assemble(flags.model_directory(values), values, display)
+        return service
 
     def _say(self, line: str) -> None:
         self._out.put(pb.FromEngine(said=pb.Said(line=line)))
@@ -157,7 +176,9 @@ class _Child:
         runner.stop()
         keep_timeline(runner, serve.FLAGS)
         found = beside(runner.plan, runner)
-        figures = json.dumps({"requests": found.measured.requests, **found.fields()})
+        figures = json.dumps(
+            {"requests": found.measured.requests, "latency_s": found.measured.latency_s, **found.fields()}
+        )
         self._out.put(pb.FromEngine(stopped=pb.Stopped(figures=figures, lines=found.lines())))
 
     def _tell(self, ask: pb.Ask) -> None:
@@ -168,6 +189,10 @@ class _Child:
         except ValueError as error:
             told.error = str(error)
         self._out.put(pb.FromEngine(told=told))
+
+
+def _every_core() -> frozenset[int]:
+    return frozenset(range(os.cpu_count() or 1))
 
 
 if __name__ == "__main__":

@@ -99,17 +99,24 @@ class EngineLink:
     # Who asks.
 
     async def build(self, flags: Sequence[str]) -> Plan:
-        """Has the engine load and compile what the flags of `exegpt serve` say, and run it.
+        """Has the engine load and compile what the flags of `exegpt serve` say, and run it, in place of what it ran.
 
         Raises:
           ValueError: one line: why that is not possible.
         """
         self._build = pb.Build(flags=flags, cores=self._cores, tell=self._on_line is not None)
+        return await self._build_first(self._build)
+
+    async def again(self) -> Plan:
+        """Has it run what it was stopped in, from the beginning. Raises ValueError with one line."""
+        return await self._build_first(pb.Build(cores=self._cores))
+
+    async def _build_first(self, build: pb.Build) -> Plan:
         if self._process is None:
             await self._start()
             self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
         try:
-            return await self._begin()
+            return await self._begin(build)
         except EngineGone as error:
             raise ValueError(f"engine: {error}") from error
 
@@ -181,11 +188,11 @@ class EngineLink:
         self._process = await EngineProcess.start(self._environment)
         self._heard_s = time.monotonic()
 
-    async def _begin(self) -> Plan:
+    async def _begin(self, build: pb.Build) -> Plan:
         """The build on the process at hand; what is kept follows it."""
         assert self._process is not None
         self._built = asyncio.get_running_loop().create_future()
-        self._process.send(pb.ToEngine(build=self._build))
+        self._process.send(pb.ToEngine(build=build))
         try:
             plan = self._plan = await self._built
         finally:
@@ -312,7 +319,7 @@ class EngineLink:
 
     async def _rebuild(self) -> None:
         try:
-            await self._begin()
+            await self._begin(self._build)
         except ValueError as error:
             self._give_up(f"the engine could not be built again: {error}")
         except EngineGone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 from exegpt_jax.runner.loop import Runner
@@ -12,7 +13,16 @@ def _beside(runner: Runner, arguments: Mapping[str, object]) -> object:
     return beside(runner.plan, runner).fields()
 
 
-QUESTIONS: dict[str, Callable[[Runner, Mapping[str, object]], object]] = {"beside": _beside}
+def _phases(runner: Runner, arguments: Mapping[str, object]) -> object:
+    """Timeline entries of `count` phases from the middle of the run."""
+    entries = list(runner.timeline)
+    phases = sorted({entry.phase for entry in entries})
+    count = int(str(arguments["count"]))
+    shown = set(phases[max(0, (len(phases) - count) // 2) :][:count])
+    return [dataclasses.asdict(entry) for entry in entries if entry.phase in shown]
+
+
+QUESTIONS: dict[str, Callable[[Runner, Mapping[str, object]], object]] = {"beside": _beside, "phases": _phases}
 
 
 def answer(runner: Runner | None, about: str, arguments: Mapping[str, object]) -> object:

@@ -10,6 +10,7 @@ throughput is chosen. Where none keeps it, the one with the least latency is.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import itertools
 import json
@@ -20,12 +21,14 @@ import sys
 import tempfile
 
 from exegpt_jax.testing import numbers_task as task
+from serving.cores import split_cores
 from serving.demo import lengths
 from serving.demo.baselines import BASELINES, Setting, baseline_plan
-from serving.cores import kept_to, split_cores
-from serving.demo.planning import CLUSTER
+from serving.demo.measuring import Wanted, correct, make_profile
+from serving.demo.planning import CLUSTER, Folder, make_plans
 from serving.demo.process import Worker
-from serving.load import LoadRequest, run_load, summarise
+from serving.demo.stand import Stand
+from serving.load import summarise
 from solver.facts.cluster_file import load_cluster
 from solver.facts.model_config import read_model_spec
 from solver.facts.profile_file import read_profile
@@ -38,7 +41,6 @@ STATIC_ITERATIONS = (7, 14)
 ENCODE_ROWS = (0.0625, 0.25)
 TOKENS_PER_ROW = (1.5, 2.0)
 _REPEATED, _REPEATS = 3, 3
-_TIMEOUT_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +65,21 @@ def candidates() -> list[Setting]:
 
 
 class Sweep:
-    """The demo's worker under many plans."""
+    """The demo's stand under many plans."""
 
-    def __init__(self, worker: Worker, folder: pathlib.Path, max_rows: int) -> None:
-        self._worker, self._folder, self._max_rows = worker, folder, max_rows
+    def __init__(self, stand: Stand, folder: pathlib.Path, max_rows: int) -> None:
+        self._stand, self._folder, self._max_rows = stand, folder, max_rows
         self._spec, self._asked = read_model_spec(MODEL), lengths.workload()
 
     def bound_s(self, profile_s: float) -> float:
-        path = self._folder / "profile.json"
-        print(self._worker.profile(path, None, self._max_rows, profile_s, anew=True), flush=True)
+        """The demo's own, from a profile that is corrected by a plan under load."""
+        files, cores = Folder(self._folder), split_cores()
+        wanted = Wanted(files.profile, None, self._max_rows, profile_s, anew=True)
+        print(make_profile(MODEL, wanted, cores, print), flush=True)
+        make_plans(MODEL, files, self._max_rows, None, ())
+        print(correct(MODEL, wanted, cores, self._stand.try_out(files.plan("rra"), files.profile)), flush=True)
         cluster = load_cluster(CLUSTER)
-        return lengths.bound_s(read_profile(path), self._spec, cluster, self._asked, self._max_rows)
+        return lengths.bound_s(read_profile(files.profile), self._spec, cluster, self._asked, self._max_rows)
 
     def measure(self, setting: Setting, requests: int, seed: int) -> Trial:
         plan = baseline_plan(setting, self._spec, self._asked, self._max_rows)
@@ -81,15 +87,12 @@ class Sweep:
         path.write_text(plan.to_json())
         rng = random.Random(seed)
         numbers = [task.draw(rng, lengths.MIN_DIGITS, task.MAX_DIGITS, unseen=False) for _ in range(requests)]
-        asked = [LoadRequest(task.prompt(number), {"max_tokens": lengths.MAX_TOKENS}) for number in numbers]
-        in_flight = 2 * self._max_rows
-        with kept_to(split_cores().wire):
-            run_load(self._worker.serve(path), asked[:in_flight], concurrency=in_flight, timeout_s=_TIMEOUT_S)
-            results = run_load(self._worker.serve(path), asked, concurrency=in_flight, timeout_s=_TIMEOUT_S)
+        self._stand.begin(path, None)
+        results = self._stand.send(numbers)
         failed = next((result.error for result in results if result.error is not None), None)
         if failed is not None:
             raise ValueError(f"{setting}: a request failed: {failed}")
-        trial = Trial(setting, summarise(results).requests_per_s, self._worker.stop().latency_s)
+        trial = Trial(setting, summarise(results).requests_per_s, self._stand.end().latency_s)
         print(f"{setting}: {trial.requests_per_s:.0f} requests/s, p99 {trial.latency_p99_s * 1e3:.0f} ms", flush=True)
         return trial
 
@@ -115,8 +118,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--profile_s", type=float, default=60.0)
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Worker(MODEL, lambda line: None) as worker:
-        sweep = Sweep(worker, pathlib.Path(folder), flags.max_rows)
+    with tempfile.TemporaryDirectory() as folder, Worker(lambda line: None) as worker, asyncio.Runner() as loop:
+        stand = Stand(worker, loop, MODEL, 2 * flags.max_rows)
+        sweep = Sweep(stand, pathlib.Path(folder), flags.max_rows)
         bound_s = sweep.bound_s(flags.profile_s)
         print(f"bound: {bound_s * 1e3:.1f} ms", flush=True)
         trials = [sweep.measure(setting, flags.requests, seed=0) for setting in candidates()]

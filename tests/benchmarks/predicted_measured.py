@@ -42,7 +42,7 @@ from exegpt_jax.engine.compiling import forbid_compilations, keep_on_disk  # noq
 from exegpt_jax.engine.engine import Engine  # noqa: E402
 from exegpt_jax.engine.executor import LocalExecutor  # noqa: E402
 from exegpt_jax.profiler.grid import Limits  # noqa: E402
-from exegpt_jax.profiler.measure import Wishes, cpu_model, profile_model  # noqa: E402
+from exegpt_jax.profiler.measure import Wishes, profile_model  # noqa: E402
 from exegpt_jax.runner.events import Event, Finished  # noqa: E402
 from exegpt_jax.runner.loop import Runner  # noqa: E402
 from exegpt_jax.runner.request import Request  # noqa: E402
@@ -50,6 +50,7 @@ from exegpt_jax.sharding.stage import Stage  # noqa: E402
 from exegpt_jax.testing.hidden_lengths import HiddenLengths  # noqa: E402
 from exegpt_jax.weights.loading import load_stage  # noqa: E402
 from solver.facts.cluster_file import load_cluster  # noqa: E402
+from solver.facts.hardware import cpu_model  # noqa: E402
 from solver.facts.model_config import read_model_spec  # noqa: E402
 from solver.facts.profile import Profile  # noqa: E402
 from solver.facts.profile_file import read_profile, write_profile  # noqa: E402

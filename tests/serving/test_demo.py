@@ -235,7 +235,7 @@ def test_the_machine_line_keeps_its_keys_and_says_whether_the_bound_was_kept() -
 def test_orders_and_messages_survive_the_pipe(tmp_path: pathlib.Path) -> None:
     figures = Figures(FIELDS, 0.1, ("a line", "and \n another"), (ENTRY,))
     sent = [Message("say", "text with \n a line"), Message("stopped", figures=figures)]
-    orders = [Order("profile", "profile.json", "given.json", 12, 3.0, True), Order("stop")]
+    orders = [Order("serve", ("--model=numbers", "--plan=plan.json")), Order("again"), Order("stop")]
     path = tmp_path / "pipe"
     with path.open("w") as stream:
         for said in (*sent, *orders):
