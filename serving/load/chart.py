@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from solver.report.page import BLUE, GREEN, GREY, ORANGE, RED, Chart
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BINS = 60
+_MOST_BINS, _FEWEST_BINS, _REQUESTS_A_BIN = 60, 8, 10
+_LEGEND: dict[str, Any] = {"fontsize": 9, "frameon": True, "facecolor": "white", "edgecolor": "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ def charts_of(samples: Sequence[Sample], bounds: Bounds) -> list[Chart]:
     return [_times(samples, bounds), _timeline(samples)]
 
 
-def rates_of(samples: Sequence[Sample], bins: int = _BINS) -> Rates:
+def rates_of(samples: Sequence[Sample], bins: int) -> Rates:
     """What went and came in each part of the load."""
     ends = [value for s in samples for value in (s.sent_s, s.last_token_s) if not math.isnan(value)]
     edge_s = np.linspace(min(s.sent_s for s in samples), max(ends) + 1e-9, bins + 1)
@@ -81,13 +82,14 @@ def _times(samples: Sequence[Sample], bounds: Bounds) -> Chart:
         axes.set_xlim(left=0)
         axes.set_xlabel("seconds")
         axes.set_ylabel("percent of answered requests")
-        axes.legend(loc="lower right", fontsize=9)
+        if answered:
+            axes.legend(loc="lower right", **_LEGEND)
 
     return Chart("Requests answered within each time", draw, 4.2)
 
 
 def _timeline(samples: Sequence[Sample]) -> Chart:
-    rates = rates_of(samples)
+    rates = rates_of(samples, max(_FEWEST_BINS, min(_MOST_BINS, len(samples) // _REQUESTS_A_BIN)))
 
     def draw(axes: Axes) -> None:
         for name, colour, style, values in (
@@ -107,6 +109,6 @@ def _timeline(samples: Sequence[Sample]) -> Chart:
         right.grid(visible=False)
         right.spines["right"].set_visible(True)
         handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-        axes.legend(handles=handles, loc="lower right", fontsize=9)
+        right.legend(handles=handles, loc="lower right", **_LEGEND)
 
     return Chart("What was sent and answered", draw, 3.8)

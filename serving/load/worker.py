@@ -19,7 +19,7 @@ from serving.load.loop import Loop, Numbered
 from serving.load.messages import Job, line, parse_job, sample_line, sample_of
 from serving.load.results import LoadResult
 
-_CONNECT_S = 10.0
+_CONNECT_S = 5.0
 _GONE_S = 2.0
 """So long nobody may listen before the server counts as gone; a listening one is found at once."""
 _LAG_EVERY_S = 0.02
