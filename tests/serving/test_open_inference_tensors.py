@@ -134,3 +134,10 @@ def test_no_request_is_the_servers_fault(server: RunningServer, channel: grpc.Ch
     call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(bytes(raw), timeout=20)
     assert call.code() in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND), call
     assert server.frontend.admitted == 0
+
+
+def test_a_request_that_grows_beyond_the_limit_is_not_unpacked(channel: grpc.Channel) -> None:
+    method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    with pytest.raises(grpc.RpcError) as refused:
+        method(bytes(8 * 2**20), timeout=20, compression=grpc.Compression.Gzip)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

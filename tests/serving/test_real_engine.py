@@ -13,6 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from exegpt_jax.testing import numbers_task as task
 from serving.client import Client, ServerError
 from serving.load import LoadRequest, run_load
+from serving.proto.inference.inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.serving.open_inference import ask, read
 from tests.serving.servers import environment, exegpt, server_process
 
 NUMBERS = (4217, 38, 271_828_182, 7, 60_012, 123_456_789, 5_005, 19, 808, 31_415)
@@ -81,11 +83,27 @@ def test_serve_from_start_to_drain(numbers_model: Path, programs: str) -> None:
         results = run_load(server.address, loads, timeout_s=60)
         with Client(server.address) as client:
             reply = client.generate(task.prompt(4217), max_tokens=3, logprobs=2)
+        with grpc.insecure_channel(server.address) as channel:
+            asked = ask(
+                numbers_model.name,
+                text_input=task.prompt(4217),
+                exclude_input_in_output=True,
+                sampling_parameters={"max_tokens": 17, "logprobs": 2},
+                return_logprobs=True,
+            )
+            told = read(GRPCInferenceServiceStub(channel).ModelInfer(asked, timeout=60))
         server.terminate()
         status, _, err = server.finish()
     assert [result.text.strip() for result in results] == [task.words(number) for number in NUMBERS]
     assert {result.finish_reason for result in results} == {"stop"}
     assert [entry.top[0][0] for entry in reply.logprobs] == list(reply.token_ids)
+    assert told["text_output"].strip() == task.words(4217)
+    candidates = [
+        {entry["decoded_token"]: entry["rank"] for entry in each.values()} for each in json.loads(told["logprobs"])
+    ]
+    assert [list(each.values()) for each in candidates] == [[1, 2]] * len(candidates)
+    # A token alone has lost the space in front of it.
+    assert "".join(next(iter(each)) for each in candidates[:-1]) == task.words(4217).replace(" ", "")
     assert status == 0
     assert "temporary bytes" in err
 

@@ -10,6 +10,9 @@ import pytest
 
 from exegpt_jax.testing.fake import next_token
 from serving.client import Client
+from serving.security.tls import TlsFiles
+from serving.server import ServerOptions
+from tests.serving.certificates import Authority
 from tests.serving.clients import foreign
 from tests.serving.servers import VOCABULARY, RunningServer, fake_service, running_server
 from tests.serving.test_generation_door import until
@@ -140,3 +143,19 @@ def test_asyncio_time_out_and_cancel(slow: RunningServer) -> None:
     assert timed_out[0] == "StatusCode.DEADLINE_EXCEEDED"
     assert cancelled == "CancelledError"
     assert stream_cancelled is True
+
+
+def test_tls_and_a_certificate_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, mine = authority.sign("server"), authority.sign("client")
+    for client_ca, files in ((None, ()), (authority.cert, (mine.key, mine.cert))):
+        options = ServerOptions("127.0.0.1:0", tls=TlsFiles(certificate.cert, certificate.key, client_ca))
+        with running_server(fake_service(tiny_model), options=options) as server:
+            found = foreign.run("triton_sync.py", server.address, "infer", authority.cert, *files)
+            assert found["tokens"] == {"output_ids": grown([5, 6, 7], 20)}
+            told = foreign.run("triton_sync.py", server.address, "stream_many", authority.cert, *files)
+            assert {name for name, _, final in told if final} == {f"r{number}" for number in range(32)}
+            # With a certificate of its own where one is wanted, and in the clear nowhere.
+            for less in [(), (authority.cert,)][: 1 + len(files) // 2]:
+                with pytest.raises(AssertionError, match=r"StatusCode\.UNAVAILABLE"):
+                    foreign.run("triton_sync.py", server.address, "infer", *less)

@@ -1,4 +1,4 @@
-"""tritonclient.grpc, blocking: `triton_sync.py ADDRESS CASE` prints what the case found."""
+"""tritonclient.grpc, blocking: `triton_sync.py ADDRESS CASE [AUTHORITY [KEY CERTIFICATE]]` prints what it found."""
 
 from __future__ import annotations
 
@@ -221,8 +221,11 @@ def stream_strict(client: triton.InferenceServerClient) -> object:
     return {"error": error_of(told[1]), "refused": refused}
 
 
-def main(address: str, case: str) -> None:
-    with triton.InferenceServerClient(address) as client:
+def main(address: str, case: str, authority: str | None = None, *mine: str) -> None:
+    files = dict(zip(("private_key", "certificate_chain"), mine, strict=False))
+    with triton.InferenceServerClient(
+        address, ssl=authority is not None, root_certificates=authority, **files
+    ) as client:
         print(json.dumps(globals()[case](client)))
 
 
