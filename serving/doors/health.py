@@ -1,5 +1,7 @@
 """grpc.health.v1: is a service ready? NOT_SERVING through warm-up and drain, SERVING between.
 
+The service "liveness" is SERVING as long as the server answers at all: for who would restart it otherwise.
+
 grpcio's own asyncio servicer is not used: one watcher that leaves silences the others, and one that does not read
 blocks every change of status.
 """
@@ -14,6 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SERVICE_NAME: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+LIVENESS = "liveness"
 _Status = health_pb2.HealthCheckResponse
 
 
@@ -43,14 +46,20 @@ class Health(health_pb2_grpc.HealthServicer):
         self._closed = True
         self._wake()
 
+    def _status(self, service: str) -> int:
+        if service != LIVENESS and service not in self._services:
+            return int(_Status.SERVICE_UNKNOWN)
+        return int(_Status.SERVING if self._serving or service == LIVENESS else _Status.NOT_SERVING)
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> _Status:
-        if request.service not in self._services:
+        status = self._status(request.service)
+        if status == _Status.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "service: unknown")
-        return _Status(status=_Status.SERVING if self._serving else _Status.NOT_SERVING)
+        return _Status(status=status)
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
@@ -58,8 +67,7 @@ class Health(health_pb2_grpc.HealthServicer):
         shown = None
         while not self._closed:
             changed = self._changed
-            status = _Status.SERVING if self._serving else _Status.NOT_SERVING
-            status = status if request.service in self._services else _Status.SERVICE_UNKNOWN
+            status = self._status(request.service)
             if status != shown:
                 yield _Status(status=status)
                 shown = status

@@ -241,6 +241,7 @@ def test_health_follows_readiness(server: RunningServer, channel: grpc.Channel) 
     second.cancel()
     server.call(server.states.set_serving, False)
     assert next(first).status == status.NOT_SERVING
+    assert stub.Check(health_pb2.HealthCheckRequest(service="liveness")).status == status.SERVING
     server.call(server.states.set_serving, True)
     assert next(first).status == status.SERVING
     first.cancel()
