@@ -14,7 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-PROTOS = ("exegpt/v1/generation.proto", "exegpt/v1/admin.proto", "exegpt/engine/v1/link.proto", "inference/inference.proto")
+PROTOS = (
+    "exegpt/v1/generation.proto",
+    "exegpt/v1/admin.proto",
+    "exegpt/engine/v1/link.proto",
+    "inference/inference.proto",
+)
 SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 _OWN_IMPORT = re.compile(r"^from ((?:exegpt|inference)[.\w]*) import", re.MULTILINE)
 
