@@ -299,7 +299,7 @@ class Follower:
         with self._lock:
             wish, self._wish = self._wish, None
         estimate = estimated(self._tables, self._first_token)
-        if estimate is None:
+        if estimate is None or estimate.requests < _LOOK_EVERY:
             self._record(
                 phase, "no plan", {"error": "too few requests have ended to know the traffic; ask again later"}
             )

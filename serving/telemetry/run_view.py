@@ -47,6 +47,7 @@ class RunView:
             "stats": self.stats,
             "state": self.state,
             "timeline": self.timeline,
+            "phases": self.phases,
             "replan": self.replan,
             "profile_start": self.profile_start,
             "profile_stop": self.profile_stop,
@@ -115,6 +116,13 @@ class RunView:
         if not 0 < seconds <= _MOST_TRACE_S:
             raise ValueError(f"seconds: {seconds} is not in (0, {_MOST_TRACE_S:g}]")
         return {"trace": self._runner.timeline.to_chrome_trace(time.monotonic() - seconds)}
+
+    def phases(self, count: int) -> list[dict[str, object]]:
+        """Timeline entries of so many phases from the middle of the run."""
+        entries = list(self._runner.timeline)
+        numbers = sorted({entry.phase for entry in entries})
+        shown = set(numbers[max(0, (len(numbers) - count) // 2) :][:count])
+        return [dataclasses.asdict(entry) for entry in entries if entry.phase in shown]
 
     def replan(self, latency_bound_s: float | None = None) -> dict[str, object]:
         """Asks for a plan, under another bound on latency if one is given."""

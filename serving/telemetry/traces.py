@@ -18,7 +18,8 @@ from serving.telemetry.tally import Ended
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-_FLUSH_MS = 2000
+# With a receiver that does not answer, the end of the server included.
+_PATIENCE_S = 2.0
 
 
 class Traces:
@@ -46,7 +47,8 @@ class Traces:
                 "otlp_endpoint: OpenTelemetry is not installed; install exegpt-jax with its extra otlp"
             ) from error
         self._provider: TracerProvider = TracerProvider(resource=Resource.create({"service.name": "exegpt"}))
-        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=parts.scheme == "http")
+        insecure = parts.scheme == "http"
+        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=insecure, timeout=_PATIENCE_S)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tell = _teller(self._provider, model)
 
@@ -54,7 +56,6 @@ class Traces:
         self._tell(ended)
 
     def close(self) -> None:
-        self._provider.force_flush(_FLUSH_MS)
         self._provider.shutdown()
 
 

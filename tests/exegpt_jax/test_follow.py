@@ -268,3 +268,50 @@ def test_records_are_lines_of_json(caplog: pytest.LogCaptureFixture) -> None:
     assert len(lines) == len(drive.follower.records)  # type: ignore[union-attr]
     for line in lines:
         assert {"event", "at_s", "phase", "output_tokens", "output_error", "margin_used", "reason"} <= set(line)
+
+
+def wish(follower: Follower, drive: Drive, latency_s: float | None) -> None:
+    follower.want_plan(latency_s)
+    while not drive.records("swap") and not drive.records("no plan"):
+        drive.runner.run_phase()
+        time.sleep(0.0005)  # the other thread's turn
+
+
+def test_a_plan_that_is_wished_for_is_made_under_the_bound_that_is_given() -> None:
+    plan, asked = planned(), []
+    new = dataclasses.replace(planned(batch=3), bounds=Bounds(latency_s=0.5))
+    follower = Follower(plan, replan=again(new, asked))
+    drive = Drive(plan, step(10_000, SHORT, SHORT), follower, 200)
+    assert not drive.records("ask")
+    wish(follower, drive, 0.5)
+    drive.check()
+    ((workload, under),) = asked
+    assert under.bounds == dataclasses.replace(plan.bounds, latency_s=0.5)  # type: ignore[type-var]
+    assert workload.mean_output == pytest.approx(SHORT, abs=1)
+    assert drive.runner.plan == new
+
+
+def test_a_wish_without_a_bound_keeps_those_that_stand_and_one_that_fails_changes_nothing() -> None:
+    plan, asked = planned(), []
+
+    def none(workload: Workload, plan: Plan) -> Plan:
+        asked.append(plan)
+        raise ValueError("no plan keeps every bound")
+
+    follower = Follower(plan, replan=Replan(none, lambda executor, plan: Next(plan, True)))
+    drive = Drive(plan, step(10_000, SHORT, SHORT), follower, 200)
+    wish(follower, drive, None)
+    assert asked == [plan]
+    (record,) = drive.records("no plan")
+    assert record.numbers["error"] == "ValueError: no plan keeps every bound"
+    assert drive.runner.plan == plan
+
+
+def test_a_wish_is_refused_where_nothing_is_planned_and_told_where_nothing_is_known() -> None:
+    plan = planned()
+    with pytest.raises(ValueError, match="replan: within, so no other plan is made"):
+        Follower(plan).want_plan()
+    follower = Follower(plan, replan=again(plan, []))
+    drive = Drive(plan, step(10_000, SHORT, SHORT), follower, 10)
+    wish(follower, drive, 0.5)
+    assert "too few requests have ended" in str(drive.records("no plan")[0].numbers["error"])

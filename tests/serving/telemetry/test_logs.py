@@ -1,0 +1,73 @@
+"""Logs: one object or one line a record, with the request's id, and never what a prompt or an answer says."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from serving.client import Client
+from serving.telemetry.logs import JsonLines, TextLines
+from tests.serving.servers import server_process
+
+PROMPT = "words that belong in no log"
+
+
+def record(**extra: object) -> logging.LogRecord:
+    made = logging.makeLogRecord({"name": "n", "levelno": 40, "levelname": "ERROR", "msg": "it %s", "args": ("broke",)})
+    made.__dict__.update(extra)
+    return made
+
+
+def test_json_is_one_object_a_line() -> None:
+    made = record(request_id="r 1")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        made.exc_info = (ValueError, error, error.__traceback__)
+    text = JsonLines().format(made)
+    assert "\n" not in text
+    found = json.loads(text)
+    assert {name: found[name] for name in ("level", "logger", "message", "request_id")} == {
+        "level": "ERROR",
+        "logger": "n",
+        "message": "it broke",
+        "request_id": "r 1",
+    }
+    assert found["traceback"].endswith("ValueError: two\nlines")
+    assert found["time"].endswith("Z")
+
+
+def test_text_has_the_fields_behind_the_message() -> None:
+    assert TextLines().format(record(request_id="r1", tokens=3)).endswith("ERROR n: it broke request_id=r1 tokens=3")
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_request_leaves_one_line_that_does_not_say_what_it_said(tiny_model: Path, form: str) -> None:
+    flags = ("--engine=fake", "--log_requests", f"--log_format={form}")
+    with server_process(tiny_model, *flags) as server:
+        with Client(server.address) as client:
+            reply = client.generate(PROMPT, request_id="mine", max_tokens=9, ignore_eos=True)
+        server.terminate()
+        status, _, errors = server.finish()
+    assert status == 0
+    (line,) = [line for line in errors.splitlines() if "request ended" in line]
+    if form == "json":
+        found = json.loads(line)
+        assert (found["request_id"], found["outcome"], found["completion_tokens"]) == ("mine", "length", 9)
+        assert 0 <= found["queue_s"] <= found["first_token_s"] <= found["duration_s"]
+    else:
+        assert "request_id=mine outcome=length" in line
+    assert PROMPT not in errors
+    assert reply.text not in errors
+
+
+def test_without_the_flag_requests_leave_no_line(tiny_model: Path) -> None:
+    with server_process(tiny_model, "--engine=fake") as server:
+        with Client(server.address) as client:
+            client.generate(PROMPT, max_tokens=2, ignore_eos=True)
+        server.terminate()
+        errors = server.finish()[2]
+    assert "request ended" not in errors
