@@ -22,10 +22,9 @@ from typing import IO, Any
 from serving.load.messages import Job, ProcessReport, Sample, job_line
 
 _START_IN_S = 0.1
-# Seconds of a core for a request and for each of its tokens, by the figures of tests/benchmarks/load_limit.py, where a
-# message brings few tokens.
-_OWN_CALL_S = (5e-4, 2e-5)
-_ONE_CALL_S = (2e-4, 1e-5)
+# Seconds of a core for a request and for each of its messages, by tests/benchmarks/load_limit.py.
+_OWN_CALL_S = (4.5e-4, 5e-5)
+_ONE_CALL_S = (2e-4, 2.5e-5)
 _CPU_SHARE = 0.4
 _UNKNOWN_TOKENS = 128.0
 _CONCURRENCY_PER_PROCESS = 256
@@ -67,9 +66,10 @@ def processes_for(
     elif math.isinf(rate_rps):
         wanted = float(cores)
     else:
-        request_s, token_s = _ONE_CALL_S if one_call else _OWN_CALL_S
-        tokens = _UNKNOWN_TOKENS if mean_output_tokens is None else mean_output_tokens
-        wanted = rate_rps * (request_s + token_s * tokens) / _CPU_SHARE
+        request_s, message_s = _ONE_CALL_S if one_call else _OWN_CALL_S
+        # At worst each message brings one token.
+        messages = _UNKNOWN_TOKENS if mean_output_tokens is None else mean_output_tokens
+        wanted = rate_rps * (request_s + message_s * messages) / _CPU_SHARE
     return max(1, min(cores, math.ceil(wanted)))
 
 
