@@ -39,8 +39,9 @@ BAD = [
     (ask(text_input="x", sampling_parameters={"messages": []}), "messages: is no parameter"),
     (ask(text_input="x", max_tokens=1, sampling_parameters={"max_tokens": 1}), "max_tokens: is given twice"),
     (ask(text_input="x", outputs=("embedding",)), "embedding: unknown output of model"),
-    (ask("model_tokens", input_ids=[1, -1]), "prompt[1]: -1 is no token id in [0, 319]"),
-    (ask("model_tokens", input_ids=[]), "prompt: has 0 tokens"),
+    (ask("model_tokens", input_ids=[1, -1]), "input_ids[1]: -1 is no token id in [0, 319]"),
+    (ask("model_tokens", input_ids=[]), "input_ids: has 0 tokens"),
+    (ask(text_input="x" * 1000), "text_input: has 1001 tokens; 1 to 128 fit"),
     (ask(text_input="x", id="a b"), "id: is not 1 to 128 letters"),
     (ask(text_input="x", id="x" * 129), "id: is not 1 to 128 letters"),
 ]

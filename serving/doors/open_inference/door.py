@@ -18,6 +18,7 @@ import grpc.aio
 
 from serving.doors.ending import REQUEST_ID, abort
 from serving.doors.health import Health
+from serving.doors.open_inference.asking import begin
 from serving.doors.open_inference.models import VERSION, Model, Models, UnknownModel
 from serving.doors.open_inference.requests import REFUSED, Asked, asked_of, refusal_of
 from serving.doors.open_inference.responses import response_of, tokenizer_of
@@ -114,8 +115,7 @@ class OpenInferenceDoor(pb_grpc.GRPCInferenceServiceServicer):
             trailers = ((REQUEST_ID, asked.id or secrets.token_hex(8)),)
             if asked.stream:
                 raise ValueError("stream: cannot be true for ModelInfer; ask with ModelStreamInfer")
-            allowed_s = [s for s in (context.time_remaining(), asked.timeout_s) if s is not None]
-            update = await self._whole(asked, trailers[0][1], arrival_s + min(allowed_s) if allowed_s else None)
+            update = await self._whole(asked, trailers[0][1], _deadline(context))
         # A client that left counts too.
         except BaseException as error:
             if request.model_name in self._statistics:
@@ -130,12 +130,11 @@ class OpenInferenceDoor(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ModelStreamInferResponse]:
-        remaining_s = context.time_remaining()
         stream = Stream(
             self._frontend,
             self._models,
             self._statistics,
-            deadline_s=None if remaining_s is None else time.monotonic() + remaining_s,
+            _deadline(context),
             strict=_STRICT in [(key, value) for key, value in context.invocation_metadata() or ()],
         )
         async with contextlib.aclosing(stream.answer(requests)) as responses:
@@ -146,7 +145,7 @@ class OpenInferenceDoor(pb_grpc.GRPCInferenceServiceServicer):
 
     async def _whole(self, asked: Asked, request_id: str, deadline_s: float | None) -> Update:
         ready = asyncio.Event()
-        live = await self._frontend.begin(asked.fields, deadline_s, ready.set, request_id)
+        live = await begin(self._frontend, asked, deadline_s, ready.set, request_id)
         try:
             while live.ending is None:
                 await ready.wait()
@@ -166,6 +165,12 @@ def add_to(server: grpc.aio.Server, frontend: Frontend, states: Health, name: st
     """Registers the service and what health calls it."""
     pb_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceDoor(frontend, states, name), server)
     states.add(SERVICE_NAME)
+
+
+def _deadline(context: grpc.aio.ServicerContext) -> float | None:
+    """Of the call, on time.monotonic's clock."""
+    remaining_s = context.time_remaining()
+    return None if remaining_s is None else time.monotonic() + remaining_s
 
 
 def _version() -> str:

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from serving.doors.open_inference.asking import begin
 from serving.doors.open_inference.models import Models
 from serving.doors.open_inference.requests import REFUSED, Asked, asked_of, refusal_of
 from serving.doors.open_inference.responses import empty_final, response_of, tokenizer_of
@@ -112,12 +113,9 @@ class Stream:
         asked = asked_of(self._models, request)
         if asked.id and any(asked.id == other.id for other, _ in self._live.values()):
             raise ValueError("id: is under way on this call; choose another")
-        until_s = [self._deadline_s, None if asked.timeout_s is None else time.monotonic() + asked.timeout_s]
-        deadline_s = min((each for each in until_s if each is not None), default=None)
         number = next(self._numbers)
         wake = functools.partial(self._wake, number)
-        live = await self._frontend.begin(asked.fields, deadline_s, wake, asked.id)
-        self._live[number] = asked, live
+        self._live[number] = asked, await begin(self._frontend, asked, self._deadline_s, wake, asked.id)
 
     def _wake(self, number: int) -> None:
         self._news[number] = None

@@ -71,7 +71,7 @@ def test_errors_have_a_status_and_one_line(server: RunningServer) -> None:
         ["StatusCode.INVALID_ARGUMENT", "temperature: 7 is not a number in [0, 2]"],
         ["StatusCode.INVALID_ARGUMENT", "stream: cannot be true for ModelInfer; ask with ModelStreamInfer"],
         ["StatusCode.NOT_FOUND", "model_name: 'other' is not served; served are model and model_tokens"],
-        ["StatusCode.INVALID_ARGUMENT", "prompt[1]: 320 is no token id in [0, 319]"],
+        ["StatusCode.INVALID_ARGUMENT", "input_ids[1]: 320 is no token id in [0, 319]"],
     ]
 
 
