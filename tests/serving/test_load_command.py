@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving.load import LoadRequest, arrivals, run_load
+from tests.serving.certificates import Authority
 from tests.serving.servers import (
     RunningServer,
     ServerProcess,
@@ -203,3 +204,24 @@ def test_what_cannot_begin_is_one_line(flags: tuple[str, ...], message: str) -> 
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"exegpt: {message}")
+
+
+@pytest.mark.parametrize("one_call", [False, True])
+def test_a_locked_server_is_loaded_with_a_key_over_tls(tiny_model: Path, tmp_path: Path, one_call: bool) -> None:
+    authority = Authority(tmp_path)
+    own, ours = authority.sign("server"), authority.sign("client")
+    keys, key = tmp_path / "keys", tmp_path / "key"
+    keys.write_text("load client 0123456789abcdef\n")
+    key.write_text("0123456789abcdef\n")
+    locks = (f"--tls_cert={own.cert}", f"--tls_key={own.key}", f"--tls_client_ca={authority.cert}", f"--keys={keys}")
+    asked = (
+        *(f"--tls_ca={authority.cert}", f"--tls_cert={ours.cert}", f"--tls_key={ours.key}"),
+        *("--prompt=x", "--max_tokens=4", "--concurrency=4", "--requests=20", f"--one_call={one_call}"),
+    )
+    with server_process(tiny_model, "--engine=fake", *locks) as server:
+        done = run(f"--address={server.address}", f"--key_file={key}", *asked)
+        refused = run(f"--address={server.address}", *asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert load_line(done)["answered"] == 20
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("exegpt: warmup: not answered: UNAUTHENTICATED: ")

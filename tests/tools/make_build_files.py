@@ -18,9 +18,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("solver", "exegpt_jax", "serving", "tests")
 HEAVY = {"jax", "flax", "grpc", "grpc_tools", "orbax", "torch", "subprocess"}
 RUNNER = "//tests:run_pytest.py"
-# What a module imports by a name in a table, or reads as a file.
+# What a module imports by a name in a table, starts as a process, or reads as a file.
 OPENED_BY_NAME = {
     "serving.cli": ("serving.commands.",),
+    "serving.load.fleet": ("serving.load.worker",),
     "serving.proto.generate": ("serving.proto.exegpt.", "serving.proto.inference."),
 }
 HEAD = "# Made by tests/tools/make_build_files.py from the imports; change those, not this file.\n"
