@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
@@ -38,6 +39,8 @@ class _Collector(Collector):
             bound = figures["bound"]
             self._frontend.tally.bound = None if bound is None else LatencyBound(**bound)
             yield from run_families(figures, self._model)
+            if figures["pid"] != os.getpid():
+                yield from _process(figures["pid"])
         yield engine_up(figures is not None)
         yield from front_families(self._frontend, self._model)
 
@@ -54,6 +57,12 @@ class _Collector(Collector):
         except (TimeoutError, concurrent.futures.CancelledError, RuntimeError):
             _LOG.warning("the engine did not tell its figures in time")
             return None
+
+
+def _process(pid: int) -> Iterable[Metric]:
+    """Memory, processor time and files of the engine, where it is a process of its own."""
+    collector: Collector = ProcessCollector(namespace="exegpt_engine", pid=lambda: pid, registry=None)
+    return collector.collect()
 
 
 class MetricsEndpoint:

@@ -23,6 +23,8 @@ WINDOW_S = 60.0
 _SETTLED_S = 0.05
 # Phases of plans whose sides are apart are never closed.
 _MOST_OPEN = 1024
+# A reading must not keep the interpreter from the Runner for long; what is left is for the next one.
+_MOST_PARTS = 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +69,8 @@ class PhaseLog:
         for entry, began_s in fresh:
             groups[entry.phase, entry.kind].append((entry, began_s))
         self._unsettled = []
-        for (phase, kind), group in groups.items():
-            if max(entry.ready_s for entry, _ in group) > now_s - _SETTLED_S:
+        for number, ((phase, kind), group) in enumerate(groups.items()):
+            if number >= _MOST_PARTS or max(entry.ready_s for entry, _ in group) > now_s - _SETTLED_S:
                 self._unsettled += group
             elif kind in self.rows:
                 self._take(phase, kind, group)

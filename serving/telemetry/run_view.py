@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -66,6 +67,7 @@ class RunView:
         phases.read(now_s)
         stats, plan = runner.stats(), runner.plan
         return {
+            "pid": os.getpid(),
             "stats": dataclasses.asdict(stats),
             "kv_bytes": {"live": stats.live_bytes, "allocated": self._cache_bytes(plan)},
             "bound": bound_of(plan),

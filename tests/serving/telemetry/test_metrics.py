@@ -104,7 +104,7 @@ def test_gauges_rise_with_the_load_and_leave_nothing(slow: ServerProcess) -> Non
     present = {
         (name, *sample.labels.items()): sample.value
         for name, family in rested.items()
-        if family.type == "gauge" and name not in STANDING and not name.startswith("process_")
+        if family.type == "gauge" and name not in STANDING and "process_" not in name
         for sample in family.samples
         if sample.labels.get("state") != "allocated"
     }

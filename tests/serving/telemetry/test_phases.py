@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from serving.telemetry import phases
 from serving.telemetry.phases import PARTS, PhaseLog
 from solver.plan.timeline import News, Timeline, TimelineEntry
 
@@ -100,3 +101,18 @@ def test_a_timeline_tells_what_it_has_gained_though_the_old_fell_out() -> None:
     assert [entry.phase for entry in news.entries] == [2, 2, 3, 3]
     assert [phase for phase, _ in news.turns] == [1, 2, 3]
     assert timeline.after(news).entries == timeline.after(news).turns == ()
+
+
+def test_a_long_time_is_made_up_for_over_several_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "_MOST_PARTS", 7)
+    timeline = Timeline(predictor=Half())
+    log = PhaseLog(timeline, 0.0)
+    for phase in range(20):
+        add_phase(timeline, phase, 2.0 * phase)
+    counts = []
+    while sum(counts[-1:]) < 40:
+        log.read(100.0)
+        counts.append(log.measured_s["encode"].count + log.measured_s["decode"].count)
+    assert counts == [7, 14, 21, 28, 35, 40]
+    assert {part: log.measured_s[part].count for part in PARTS} == dict.fromkeys(PARTS, 20)
+    assert log.measured_s["whole"].sum == 40.0
