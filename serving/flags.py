@@ -143,6 +143,12 @@ def schedule_arguments(values: flags.FlagValues) -> ScheduleArguments:
     return cast(ScheduleArguments, {**given, "compilation_cache": None if cache is None else Path(cache)})
 
 
+def given_flags(values: flags.FlagValues) -> list[str]:
+    """The flags that say something else than what is usual, as one would type them."""
+    named = [values[name] for name in values if values[name].value != values[name].default]
+    return [line for flag in named for line in str(flag.serialize()).splitlines()]
+
+
 def model_directory(values: flags.FlagValues) -> Path:
     """The model directory. Raises ValueError if absent or no directory."""
     given: str | None = values.model

@@ -21,8 +21,8 @@ from serving import flags as shared
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
-    from exegpt_jax.runner.loop import Runner
     from serving.doors.vllm_engine.card import ModelCard
+    from serving.engine.link import Stopped
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,14 +65,11 @@ def main(argv: list[str]) -> int:
         return 0
     shared.refuse_beside_plan(FLAGS)
     directory = shared.model_directory(FLAGS)
-    shared.prepare_devices(FLAGS)
     logs.configure(FLAGS.log_format, requests=FLAGS.log_requests)
     logging.getLogger("serving").setLevel(logging.INFO)
 
-    from serving import assemble
-    from serving.beside import beside
-    from serving.progress import Display
-    from serving.server import ServerOptions, run_server
+    from serving.life import run_server
+    from serving.server import ServerOptions
 
     options = ServerOptions(
         address=FLAGS.address,
@@ -89,23 +86,19 @@ def main(argv: list[str]) -> int:
         seeing=seeing_flags.seeing_options(FLAGS, directory.resolve().name),
     )
 
-    def prepare() -> assemble.Service:
-        _LOG.info("configuration: %s", config.as_line(FLAGS))
-        with Display() as display:
-            return assemble.assemble(directory, FLAGS, display)
+    options.check()
+    _LOG.info("configuration: %s", config.as_line(FLAGS))
 
     def say(line: str) -> None:
         # A supervisor may wait for these lines.
         print(line, flush=True)
 
-    def tell(runner: Runner) -> None:
-        assemble.keep_timeline(runner, FLAGS)
-        found = beside(runner.plan, runner)
-        for line in found.lines():
+    def tell(stopped: Stopped) -> None:
+        for line in stopped.lines:
             print(line, file=sys.stderr, flush=True)
-        say(f"SERVE {json.dumps({'requests': found.measured.requests, **found.fields()})}")
+        say(f"SERVE {json.dumps(stopped.figures)}")
 
-    return asyncio.run(run_server(options, prepare, say=say, on_stopped=tell))
+    return asyncio.run(run_server(options, directory, shared.given_flags(FLAGS), say=say, on_stopped=tell))
 
 
 def _card(directory: Path) -> ModelCard | None:

@@ -15,15 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, cast
 
-from exegpt_jax.text.prompts import ModelText
 from serving.cores import Cores, kept_to, split_cores
-from serving.demo.messages import Figures, Message, Order, parse_order
+from serving.demo.messages import Figures, Message, parse_order
 from serving.doors import generation, health
 from serving.engine.link import EngineLink
 from serving.frontend import Frontend
+from serving.life import text_of
 from serving.server import ServerOptions, make_server
-from solver.facts.model_config import read_model_spec
-from solver.plan.plan import Plan
 
 _SHOWN_PHASES = 10
 _MAX_REQUESTS = 1024
@@ -57,7 +55,8 @@ async def _serve(out: IO[str], cores: Cores) -> None:
                 continue
             if order.do == "serve":
                 plan = await link.build(order.flags)
-                frontend.open(_text(order, plan), link)
+                (model,) = (flag.partition("=")[2] for flag in order.flags if flag.startswith("--model="))
+                frontend.open(text_of(Path(model), plan), link)
             else:
                 await link.again()
             Message("serving", address).send(out)
@@ -71,16 +70,9 @@ def _say(out: IO[str]) -> Callable[[str], None]:
     return lambda line: Message("say", line).send(out)
 
 
-def _text(order: Order, plan: Plan) -> ModelText:
-    """What the front end knows about text, for the plan in force."""
-    (directory,) = (Path(flag.partition("=")[2]) for flag in order.flags if flag.startswith("--model="))
-    sizes = {"max_prompt_tokens": plan.max_prompt_tokens, "cache_tokens": plan.cache_tokens}
-    return ModelText.load(directory, vocab_size=read_model_spec(directory).vocab_size, **sizes)
-
-
 async def _stop(link: EngineLink) -> Figures:
     """Ends what runs; what it measured."""
-    entries = cast("list[dict[str, object]]", await link.ask("phases", count=_SHOWN_PHASES))
+    entries = cast("list[dict[str, object]]", await link.ask("phases", {"count": _SHOWN_PHASES}))
     stopped = await link.stop()
     if stopped is None:
         raise ValueError("engine: it died; what it printed says why")

@@ -20,16 +20,17 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from exegpt_jax.runner.events import Event, Finished, Times
 from exegpt_jax.runner.loop import Runner
 from serving.beside import beside
 from serving.cores import kept_to
 from serving.engine.frames import Frames, framed
-from serving.engine.questions import answer
 from serving.engine.wire import from_events, to_request
 from serving.proto.exegpt.engine.v1 import link_pb2 as pb
+from serving.telemetry.capture import Capture
+from serving.telemetry.run_view import RunView
 
 if TYPE_CHECKING:
     from serving.assemble import Service
@@ -45,7 +46,6 @@ def main() -> int:
     sys.setswitchinterval(_SWITCH_S)
     # Standard output is the front end's.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _Child(socket.socket(fileno=int(sys.argv[1]))).run()
     # Threads may be in the middle of a program or a compilation, which nobody waits for any more.
     os._exit(0)
@@ -58,6 +58,8 @@ class _Child:
         self._line = line
         self._out: queue.SimpleQueue[pb.FromEngine | list[Event]] = queue.SimpleQueue()
         self._runner: Runner | None = None
+        self._view: RunView | None = None
+        self._capture: Capture | None = None
         # What was built last, for the same again.
         self._service: Service | None = None
 
@@ -132,6 +134,7 @@ class _Child:
         )
         with kept_to(cores):
             runner.start()
+        self._view = RunView(runner, service.cache_bytes, self._capture)
         self._runner = runner
         self._out.put(pb.FromEngine(built=pb.Built(plan=service.plan.to_json())))
 
@@ -148,10 +151,14 @@ class _Child:
         from serving import assemble, flags
         from serving.commands import serve
         from serving.progress import Display
+        from serving.seeing_flags import seeing_options
+        from serving.telemetry import logs
 
         values = serve.FLAGS
         values.unparse_flags()
         values(["serve", *build.flags])
+        logs.configure(values.log_format, requests=False)
+        self._capture = seeing_options(values, "").capture
         with kept_to(cores):
             flags.prepare_devices(values)
             if values.engine != "fake":
@@ -184,8 +191,9 @@ class _Child:
     def _tell(self, ask: pb.Ask) -> None:
         told = pb.Told(number=ask.number)
         try:
-            arguments = cast("dict[str, object]", json.loads(ask.arguments or "{}"))
-            told.answer = json.dumps(answer(self._runner, ask.about, arguments))
+            if self._view is None:
+                raise ValueError("engine: nothing runs yet; ask again when the server is ready")
+            told.answer = json.dumps(self._view.answer(ask.about, json.loads(ask.arguments or "{}")))
         except ValueError as error:
             told.error = str(error)
         self._out.put(pb.FromEngine(told=told))

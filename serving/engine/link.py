@@ -17,6 +17,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from exegpt_jax.runner.events import Event, Finished, Tokens
 from exegpt_jax.runner.limits import check
@@ -88,7 +89,7 @@ class EngineLink:
         self._plan = None
         self._build = pb.Build()
         self._tasks: list[asyncio.Task[None]] = []
-        self._answers: dict[int, asyncio.Future[object]] = {}
+        self._answers: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._built: asyncio.Future[Plan] | None = None
         self._stopped: asyncio.Future[Stopped] | None = None
@@ -126,6 +127,11 @@ class EngineLink:
         assert self._plan is not None, "built before anything is asked"
         return self._plan
 
+    @property
+    def works(self) -> bool:
+        """As `on_state` was told last."""
+        return self._well
+
     def stats(self) -> Stats:
         """As the process said a moment ago."""
         return self._stats
@@ -142,13 +148,13 @@ class EngineLink:
             self._flush_soon()
             self._work.cancel_ids.append(request_id)
 
-    async def ask(self, about: str, **arguments: object) -> object:
-        """The answer to one of `serving.engine.questions`. Raises ValueError with one line."""
+    async def ask(self, about: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """The answer to one of `serving.telemetry.run_view`'s questions. Raises ValueError with one line."""
         if self._process is None or not self._running:
             raise ValueError("engine: nothing runs; ask again when it does")
         number = next(self._numbers)
         future = self._answers[number] = asyncio.get_running_loop().create_future()
-        self._process.send(pb.ToEngine(ask=pb.Ask(number=number, about=about, arguments=json.dumps(arguments))))
+        self._process.send(pb.ToEngine(ask=pb.Ask(number=number, about=about, arguments=json.dumps(arguments or {}))))
         return await future
 
     async def stop(self) -> Stopped | None:

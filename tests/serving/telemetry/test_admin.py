@@ -111,7 +111,7 @@ def test_the_state_shows_requests_and_threads_but_no_prompt(server: ServerProces
     (row,) = state["run"]["rows"]
     assert row["id"] == live["id"]
     assert 0 < row["generated_tokens"] < row["max_tokens"] == 200
-    assert any("runner" in name for name in state["threads"])
+    assert any("runner" in name for name in state["run"]["threads"])
     assert SECRET not in text
 
 
