@@ -16,7 +16,7 @@ from exegpt_jax.runner.loop import Runner
 from exegpt_jax.text.prompts import ModelText
 from serving.flags import schedule_arguments
 from serving.planned import fitting_plan, predictor_of
-from serving.progress import Display
+from serving.progress import Display, WarmUpBar
 from serving.replanning import following_of
 from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
@@ -74,7 +74,8 @@ def _assembled(directory: Path, values: flags.FlagValues, display: Display) -> S
     from exegpt_jax.runner.build import build
 
     with display.working("loading and compiling"):
-        built = build(directory, **schedule_arguments(values), progress=display.say)
+        arguments = schedule_arguments(values)
+        built = build(directory, **arguments, progress=display.say, compiled=WarmUpBar(display))
     for line in program_table(built.programs):
         display.say(line)
     text = _text(directory, built.spec.vocab_size, built.plan)
@@ -104,6 +105,7 @@ def _assemble_planned(directory: Path, values: flags.FlagValues, display: Displa
                 memory_fraction=values.memory_fraction,
                 compilation_cache=schedule_arguments(values)["compilation_cache"],
                 progress=display.say,
+                compiled=WarmUpBar(display),
             )
         for line in program_table(built.programs):
             display.say(line)

@@ -91,6 +91,19 @@ class _Sparse:
             self._say(f"{self._name}: {completed / self._total:.0%} {note}".rstrip())
 
 
+class WarmUpBar:
+    """Programs as they are compiled: a bar for each stage, with the name of the latest."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._update: Callable[[float, str], None] | None = None
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        if self._update is None or done == 1:
+            self._update = self._display.bar(f"compiling {total} programs", total)
+        self._update(done, name)
+
+
 class SearchLine:
     """How a search stands: on a terminal a moving line, elsewhere one line a few seconds apart."""
 

@@ -36,6 +36,7 @@ from solver.plan.schedule import FLAG_POLICIES, Policy, Schedule, StageSpec
 from solver.plan.under_way import works_apart
 
 Say = Callable[[str], None]
+Compiled = Callable[[str, int, int], None]
 
 _MOST_CACHE_TOKENS = 2048
 _MOST_ROWS_CPU, _MOST_ROWS = 32, 256
@@ -81,6 +82,7 @@ def build(
     memory_fraction: float = 0.9,
     compilation_cache: Path | None = None,
     progress: Say | None = None,
+    compiled: Compiled | None = None,
 ) -> Assembled:
     """Loads, plans, compiles. None leaves a value to the platform, the memory or a short measurement.
 
@@ -90,6 +92,8 @@ def build(
       memory_fraction: share of a device's memory that may be used.
       compilation_cache: directory of compiled programs; absent: JAX's own setting, else a folder under ~/.cache.
       progress: called with lines for whoever waits.
+      compiled: called with each program's name, how many are done and how many there are, of one stage at a time; None
+        has `progress` told now and then.
 
     Raises:
       ValueError: one line that names the value at fault and the remedy.
@@ -146,7 +150,7 @@ def build(
         schedule = _chosen(first, encode_batch, decode_iterations, decode_batch, loaded, plan_of, say)
         plan = plan_of(schedule)
         memory = memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype)
-        return warm([loaded], plan, memory, say)
+        return warm([loaded], plan, memory, say, compiled)
 
 
 def silent(line: str) -> None:
@@ -256,16 +260,19 @@ def _chosen(
     )
 
 
-def warm(stages: Sequence[Stage], plan: Plan, memory: tuple[DeviceMemory, ...], say: Say) -> Assembled:
+def warm(
+    stages: Sequence[Stage], plan: Plan, memory: tuple[DeviceMemory, ...], say: Say, compiled: Compiled | None
+) -> Assembled:
     """Compiles every program of the plan on its loaded stages."""
     said_s = time.monotonic()
 
-    def report(name: str, done: int, total: int) -> None:
+    def report_now_and_then(name: str, done: int, total: int) -> None:
         nonlocal said_s
         if done == total or time.monotonic() - said_s > _REPORT_S:
             said_s = time.monotonic()
             say(f"compiled {done} of {total} programs")
 
+    report = compiled or report_now_and_then
     schedule = plan.schedule
     executor: LocalExecutor | PipelineExecutor | WaaExecutor
     if works_apart(schedule):

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import jax
 
-from exegpt_jax.runner.build import Assembled, Say, device_bytes, keep_programs, out_of_memory_named, silent, warm
+from exegpt_jax.runner.build import (
+    Assembled,
+    Compiled,
+    Say,
+    device_bytes,
+    keep_programs,
+    out_of_memory_named,
+    silent,
+    warm,
+)
 from exegpt_jax.weights.loading import load_stage
 from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
@@ -25,13 +34,14 @@ def build_planned(
     memory_fraction: float = 0.9,
     compilation_cache: Path | None = None,
     progress: Say | None = None,
+    compiled: Compiled | None = None,
 ) -> Assembled:
     """Loads and compiles the plan as it stands; its devices are numbers of this process's devices.
 
     Args:
       directory: Hugging Face model directory or Orbax checkpoint.
       plan: that fits the model and the devices (`solver.plan.fits`).
-      memory_fraction, compilation_cache, progress: as `build` has them.
+      memory_fraction, compilation_cache, progress, compiled: as `build` has them.
 
     Raises:
       ValueError: one line that names the value at fault and the remedy.
@@ -58,7 +68,7 @@ def build_planned(
         for stage in schedule.stages:
             devices = [present[number] for number in stage.devices]
             stages.append(load_stage(directory, spec, stage, plan.dtype, devices))
-        return warm(stages, plan, memory, say)
+        return warm(stages, plan, memory, say, compiled)
 
 
 def _shared(spec: ModelSpec, schedule: Schedule) -> bool:
