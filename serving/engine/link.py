@@ -263,6 +263,8 @@ class EngineLink:
                 self._fail(message.failed.line)
             case "pong" if message.pong.stats:
                 self._stats = Stats(**json.loads(message.pong.stats))
+                if self._stats.broken:
+                    self._fail("its devices could not be reset after a failure")
             case "told":
                 self._answer(message.told)
 
