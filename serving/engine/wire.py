@@ -78,7 +78,7 @@ def to_events(message: pb.Events) -> list[Event]:
 
 
 def _from_tokens(event: Tokens) -> pb.Tokens:
-    message = pb.Tokens(id=event.id, token_ids=event.token_ids)
+    message = pb.Tokens(id=event.id, token_ids=event.token_ids, encode_start_s=event.encode_start_s)
     if event.logprobs is not None:
         message.logprobs.extend(event.logprobs.chosen.tolist())
         message.top_ids.extend(event.logprobs.top_ids.ravel().tolist())
@@ -96,7 +96,7 @@ def _to_tokens(message: pb.Tokens) -> Tokens:
             np.array(message.top_ids, np.int32).reshape(shape),
             np.array(message.top_logprobs, np.float32).reshape(shape),
         )
-    return Tokens(message.id, tuple(message.token_ids), logprobs)
+    return Tokens(message.id, tuple(message.token_ids), logprobs, message.encode_start_s)
 
 
 def _from_finished(event: Finished) -> pb.Finished:

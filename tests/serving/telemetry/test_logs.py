@@ -71,3 +71,16 @@ def test_without_the_flag_requests_leave_no_line(tiny_model: Path) -> None:
         server.terminate()
         errors = server.finish()[2]
     assert "request ended" not in errors
+
+
+def test_where_a_stop_string_ends_an_answer_its_times_are_known_all_the_same(tiny_model: Path) -> None:
+    flags = ("--engine=fake", "--fake_step_s=0.002", "--log_requests", "--log_format=json")
+    with server_process(tiny_model, *flags) as server:
+        with Client(server.address) as client:
+            text = client.generate(PROMPT, max_tokens=40, ignore_eos=True).text
+            reply = client.generate(PROMPT, request_id="cut", max_tokens=40, ignore_eos=True, stop=text[5:8])
+        server.terminate()
+        errors = server.finish()[2]
+    (line,) = [json.loads(line) for line in errors.splitlines() if '"cut"' in line]
+    assert (line["outcome"], line["completion_tokens"]) == ("stop", len(reply.token_ids))
+    assert 0 <= line["queue_s"] <= line["first_token_s"] <= line["duration_s"]
