@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,3 +129,26 @@ def test_the_address_is_refused_beyond_this_machine_and_where_it_is_taken(tiny_m
             assert errors.splitlines()[-1].startswith(line)
         first.terminate()
         assert first.finish()[0] == 0
+
+
+def engine_of(server: ServerProcess) -> int:
+    """The engine process's number."""
+    tasks = Path(f"/proc/{server.process.pid}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    (found,) = [pid for pid in children if b"serving.engine.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
+
+
+def test_metrics_outlive_the_engine(slow: ServerProcess) -> None:
+    address = slow.address_of("metrics")
+    load(slow.address, 5, tokens=4)
+    assert value(families(address), "exegpt_engine_up") == 1
+    first = engine_of(slow)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: value(families(address), "exegpt_engine_up") == 0)
+    # What the front end has counted stands.
+    assert value(families(address), "exegpt_requests_total", outcome="length") == 5
+    until(lambda: value(families(address), "exegpt_engine_up") == 1)
+    assert engine_of(slow) != first
+    load(slow.address, 5, tokens=4)
+    assert value(families(address), "exegpt_requests_total", outcome="length") == 10
