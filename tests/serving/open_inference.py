@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import Any
 
 import grpc
 import numpy as np
@@ -42,14 +43,20 @@ def ask(model: str = "model", id: str = "", outputs: tuple[str, ...] = (), **inp
     return request
 
 
-def read(response: pb.ModelInferResponse) -> dict[str, object]:
-    found: dict[str, object] = {}
+def read(response: pb.ModelInferResponse) -> dict[str, Any]:
+    """Outputs by name: lists of numbers, and of texts the only one or a list."""
+    found: dict[str, Any] = {}
     assert len(response.outputs) == len(response.raw_output_contents)
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         if output.datatype == "BYTES":
-            assert LENGTH.unpack_from(raw)[0] == len(raw) - LENGTH.size
-            assert list(output.shape) == [1]
-            found[output.name] = raw[LENGTH.size :].decode()
+            texts = []
+            while raw:
+                end = LENGTH.size + LENGTH.unpack_from(raw)[0]
+                assert end <= len(raw)
+                texts.append(raw[LENGTH.size : end].decode())
+                raw = raw[end:]
+            assert list(output.shape) == [len(texts)]
+            found[output.name] = texts[0] if len(texts) == 1 else texts
         else:
             values = np.frombuffer(raw, {"INT32": "<i4", "UINT32": "<u4"}[output.datatype]).tolist()
             assert list(output.shape) == [len(values)]

@@ -186,7 +186,7 @@ def test_log_probabilities_have_the_shape_of_the_vllm_back_end() -> None:
         logprobs=(TokenLogprobs(-0.5, ((5, -0.5), (7, -1.0))), TokenLogprobs(-math.inf, ((8, -0.1), (9, -0.2)))),
     )
     asked = asked_of(Models.named("model"), ask(text_input="x", return_logprobs=True, stream=True))
-    assert json.loads(read(response_of(asked, update, None, final=False))["logprobs"]) == [
+    assert json.loads(read(response_of(asked, [update], None, final=False))["logprobs"]) == [
         {
             "5": {"logprob": -0.5, "rank": 1, "decoded_token": None},
             "7": {"logprob": -1.0, "rank": 2, "decoded_token": None},

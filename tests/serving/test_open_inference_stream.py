@@ -67,6 +67,41 @@ def test_many_requests_share_a_stream(slow: RunningServer) -> None:
     assert [response.id for response in responses] != sorted(response.id for response in responses)
 
 
+def test_n_answers_come_side_by_side(slow: RunningServer) -> None:
+    options = {"sampling_parameters": {"n": 3, "temperature": 1, "ignore_eos": True}, "exclude_input_in_output": True}
+    returned = {"return_finish_reason": True, "return_num_output_tokens": True, "return_num_input_tokens": True}
+    asked = [
+        ask(id=name, text_input="hello", max_tokens=40, stream=name == "flowing", **options, **returned)
+        for name in ("whole", "flowing")
+    ]
+    responses = [response.infer_response for response in converse(slow, *asked)]
+    (whole,) = (read(response) for response in responses if response.id == "whole")
+    flowing = [read(response) for response in responses if response.id == "flowing"]
+    assert (whole["finish_reason"], whole["num_output_tokens"]) == (["length"] * 3, [40] * 3)
+    assert len(flowing) > 2
+    for index in range(3):
+        assert "".join(each["text_output"][index] for each in flowing) == whole["text_output"][index]
+        assert sum(each["num_output_tokens"][index] for each in flowing) == 40
+    assert flowing[0]["finish_reason"] == ["None"] * 3
+    assert flowing[-1]["finish_reason"] == ["length"] * 3
+    assert all(len(each["num_input_tokens"]) == 1 for each in flowing)
+    until(lambda: slow.frontend.admitted == 0 and slow.runner.stats().running == 0)
+
+
+def test_n_answers_are_admitted_and_left_together(tiny_model: Path) -> None:
+    many = {"max_tokens": 200, "stream": True, "sampling_parameters": {"n": 3, "temperature": 1, "ignore_eos": True}}
+    with running_server(fake_service(tiny_model, fake_step_s=0.01), max_requests=5) as small:
+        with grpc.insecure_channel(small.address) as channel:
+            call = pb_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(
+                iter([ask(id=name, text_input="x", **many) for name in ("first", "second")]), timeout=60
+            )
+            error = next(response for response in call if response.error_message)
+            assert error.error_message.startswith("[request id: second] 5 requests are waiting or running")
+            until(lambda: small.frontend.admitted == 3)
+            call.cancel()
+        until(lambda: small.frontend.admitted == 0 and small.runner.stats().running == 0)
+
+
 def test_requests_without_ids_do_not_collide(server: RunningServer) -> None:
     responses = converse(server, *(ask(text_input="x", max_tokens=5) for _ in range(8)))
     assert [(response.infer_response.id, is_final(response.infer_response)) for response in responses] == [

@@ -91,12 +91,19 @@ def test_serve_from_start_to_drain(numbers_model: Path, programs: str) -> None:
                 sampling_parameters={"max_tokens": 17, "logprobs": 2},
                 return_logprobs=True,
             )
-            told = read(GRPCInferenceServiceStub(channel).ModelInfer(asked, timeout=60))
+            stub = GRPCInferenceServiceStub(channel)
+            told = read(stub.ModelInfer(asked, timeout=60))
+            # Nothing that the model was trained on, so that it is unsure.
+            sampling = {"max_tokens": 17, "temperature": 2, "seed": 1, "n": 3}
+            several = ask(numbers_model.name, text_input="-> 4 -> 2", sampling_parameters=sampling)
+            drawn = [read(stub.ModelInfer(several, timeout=60))["text_output"] for _ in range(2)]
         server.terminate()
         status, _, err = server.finish()
     assert [result.text.strip() for result in results] == [task.words(number) for number in NUMBERS]
     assert {result.finish_reason for result in results} == {"stop"}
     assert [entry.top[0][0] for entry in reply.logprobs] == list(reply.token_ids)
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) > 1
     assert told["text_output"].strip() == task.words(4217)
     candidates = [
         {entry["decoded_token"]: entry["rank"] for entry in each.values()} for each in json.loads(told["logprobs"])

@@ -18,7 +18,7 @@ import grpc.aio
 
 from serving.doors.ending import REQUEST_ID, abort
 from serving.doors.health import Health
-from serving.doors.open_inference.asking import begin
+from serving.doors.open_inference.answers import Answers
 from serving.doors.open_inference.models import VERSION, Model, Models, UnknownModel
 from serving.doors.open_inference.requests import REFUSED, Asked, asked_of, refusal_of
 from serving.doors.open_inference.responses import response_of, tokenizer_of
@@ -115,7 +115,7 @@ class OpenInferenceDoor(pb_grpc.GRPCInferenceServiceServicer):
             trailers = ((REQUEST_ID, asked.id or secrets.token_hex(8)),)
             if asked.stream:
                 raise ValueError("stream: cannot be true for ModelInfer; ask with ModelStreamInfer")
-            update = await self._whole(asked, trailers[0][1], _deadline(context))
+            updates = await self._whole(asked, trailers[0][1], _deadline(context))
         # A client that left counts too.
         except BaseException as error:
             if request.model_name in self._statistics:
@@ -123,9 +123,9 @@ class OpenInferenceDoor(pb_grpc.GRPCInferenceServiceServicer):
             if not isinstance(error, REFUSED):
                 raise
             await abort(context, refusal_of(request.id, error), trailers)
-        self._statistics[asked.model.name].answered(update)
+        self._statistics[asked.model.name].answered(updates)
         context.set_trailing_metadata(trailers)
-        return response_of(asked, update, tokenizer_of(self._frontend), final=True)
+        return response_of(asked, updates, tokenizer_of(self._frontend), final=True)
 
     async def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: grpc.aio.ServicerContext
@@ -143,16 +143,17 @@ class OpenInferenceDoor(pb_grpc.GRPCInferenceServiceServicer):
         if stream.cut_short is not None:
             await abort(context, stream.cut_short)
 
-    async def _whole(self, asked: Asked, request_id: str, deadline_s: float | None) -> Update:
+    async def _whole(self, asked: Asked, request_id: str, deadline_s: float | None) -> list[Update]:
         ready = asyncio.Event()
-        live = await begin(self._frontend, asked, deadline_s, ready.set, request_id)
+        answers = Answers(self._frontend)
+        await answers.begin(asked, deadline_s, ready.set, request_id)
         try:
-            while live.ending is None:
+            while not answers.ended:
                 await ready.wait()
                 ready.clear()
-            return live.take()
+            return answers.take()
         finally:
-            self._frontend.end(live)
+            answers.close()
 
     async def _found(self, name: str, version: str, context: grpc.aio.ServicerContext) -> Model:
         try:

@@ -24,7 +24,9 @@ class UnknownModel(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An input or output; `length` elements, of any number where that is ANY_LENGTH."""
+    """An input or output of `length` elements; of any number where that is ANY_LENGTH.
+
+    Outputs that have one element for each answer are such."""
 
     name: str
     datatype: str
@@ -46,10 +48,10 @@ _COMMON_INPUTS = (
     *(Tensor(name, "BOOL") for name in RETURNED.values()),
 )
 _COMMON_OUTPUTS = (
-    Tensor("finish_reason", "BYTES"),
-    Tensor("logprobs", "BYTES"),
+    Tensor("finish_reason", "BYTES", ANY_LENGTH),
+    Tensor("logprobs", "BYTES", ANY_LENGTH),
     Tensor("num_input_tokens", "UINT32"),
-    Tensor("num_output_tokens", "UINT32"),
+    Tensor("num_output_tokens", "UINT32", ANY_LENGTH),
 )
 
 
@@ -118,7 +120,7 @@ class Models:
                 Tensor("exclude_input_in_output", "BOOL"),
                 *_COMMON_INPUTS,
             ),
-            (Tensor("text_output", "BYTES"), *_COMMON_OUTPUTS),
+            (Tensor("text_output", "BYTES", ANY_LENGTH), *_COMMON_OUTPUTS),
         )
         tokens = Model(
             name + TOKENS_SUFFIX,

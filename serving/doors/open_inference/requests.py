@@ -11,6 +11,7 @@ import grpc
 from serving.doors import wire
 from serving.doors.open_inference.models import RETURNED, Model, Models, Tensor, UnknownModel
 from serving.doors.open_inference.tensors import read_inputs, text_of
+from serving.doors.vllm_engine.choices import MAX_CHOICES
 from serving.proto.inference import inference_pb2 as pb
 
 _EMPTY_FINAL = "triton_enable_empty_final_response"
@@ -33,6 +34,7 @@ class Asked:
 
     Attributes:
       fields: prompt and parameters, as `ModelText.prepare` takes them.
+      count: answers.
       outputs: those that each response has.
       stream: answer as it comes, else whole.
       prefix: text in front of the answer's.
@@ -43,6 +45,7 @@ class Asked:
     model: Model
     id: str
     fields: Mapping[str, object]
+    count: int
     outputs: tuple[Tensor, ...]
     stream: bool
     prefix: str
@@ -71,9 +74,26 @@ def asked_of(models: Models, request: pb.ModelInferRequest) -> Asked:
         prefix = "" if _excludes_input(inputs, stream) else prompt
     else:
         fields["prompt"] = inputs[model.prompt]
+    count = _count(fields.pop("n", 1))
+    if count > 1 and model == models.tokens:
+        raise ValueError(f"n: {count} answers differ in length, which no tensor holds; ask {models.text.name} for text")
     return Asked(
-        model, request.id, fields, _outputs(model, request, inputs), stream, prefix, empty_final is True, timeout_s
+        model=model,
+        id=request.id,
+        fields=fields,
+        count=count,
+        outputs=_outputs(model, request, inputs),
+        stream=stream,
+        prefix=prefix,
+        empty_final=empty_final is True,
+        timeout_s=timeout_s,
     )
+
+
+def _count(given: object) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MAX_CHOICES:
+        raise ValueError(f"n: {str(given)[:60]!r} is not an integer in [1, {MAX_CHOICES}]")
+    return given
 
 
 def _is_true(inputs: Mapping[str, list[object]], name: str) -> bool:

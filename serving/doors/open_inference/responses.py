@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from exegpt_jax.text.answer import TokenLogprobs
 from exegpt_jax.text.tokenizer import Tokenizer
@@ -19,23 +20,29 @@ _LEAST_LOGPROB = -9999.0
 """JSON has no infinity; vLLM's servers put this number in its place."""
 
 
-def response_of(asked: Asked, update: Update, tokenizer: Tokenizer | None, *, final: bool) -> pb.ModelInferResponse:
-    """Every output that was asked for stands in each response; `final` says that it is the request's last one."""
+def response_of(
+    asked: Asked, updates: Sequence[Update], tokenizer: Tokenizer | None, *, final: bool
+) -> pb.ModelInferResponse:
+    """Every output that was asked for stands in each response, with an element for each answer.
+
+    `final` says that it is the request's last one."""
     response = _bare(asked, final)
     for tensor in asked.outputs:
         match tensor.name:
             case "text_output":
-                add_output(response, tensor, [asked.prefix + update.text])
+                add_output(response, tensor, [asked.prefix + update.text for update in updates])
             case "output_ids":
+                (update,) = updates
                 add_output(response, tensor, update.token_ids)
             case "finish_reason":
-                add_output(response, tensor, [_NOT_YET if update.ending is None else update.ending.reason])
+                reasons = [_NOT_YET if update.ending is None else update.ending.reason for update in updates]
+                add_output(response, tensor, reasons)
             case "logprobs":
-                add_output(response, tensor, [_logprobs(update, tokenizer)])
+                add_output(response, tensor, [_logprobs(update, tokenizer) for update in updates])
             case "num_input_tokens":
-                add_output(response, tensor, [update.prompt_tokens])
+                add_output(response, tensor, [updates[0].prompt_tokens])
             case "num_output_tokens":
-                add_output(response, tensor, [len(update.token_ids)])
+                add_output(response, tensor, [len(update.token_ids) for update in updates])
     return response
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 from serving.doors.open_inference.models import VERSION
 from serving.frontend import Update
@@ -36,14 +37,15 @@ class Statistics:
         self._last_s = 0.0
         self._success, self._fail, self._queue, self._compute = Duration(), Duration(), Duration(), Duration()
 
-    def answered(self, update: Update) -> None:
-        """With an answer's last update."""
+    def answered(self, updates: Sequence[Update]) -> None:
+        """With the last update of each of a request's answers."""
         self._last_s = time.time()
-        self._success.add(update.last_token_s)
+        last_s, encode_start_s = max(update.last_token_s for update in updates), updates[0].encode_start_s
+        self._success.add(last_s)
         # Not known where a stop string ended the answer before the engine reported.
-        if update.encode_start_s is not None:
-            self._queue.add(update.encode_start_s)
-            self._compute.add(update.last_token_s - update.encode_start_s)
+        if encode_start_s is not None:
+            self._queue.add(encode_start_s)
+            self._compute.add(last_s - encode_start_s)
 
     def failed(self, seconds: float) -> None:
         """Refused, cancelled or lost after so long."""

@@ -12,13 +12,13 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from serving.doors.open_inference.asking import begin
+from serving.doors.open_inference.answers import Answers
 from serving.doors.open_inference.models import Models
 from serving.doors.open_inference.requests import REFUSED, Asked, asked_of, refusal_of
 from serving.doors.open_inference.responses import empty_final, response_of, tokenizer_of
 from serving.doors.open_inference.statistics import Statistics
 from serving.doors.wire import Refusal
-from serving.frontend import Frontend, Live, Unavailable
+from serving.frontend import Frontend, Unavailable
 from serving.proto.inference import inference_pb2 as pb
 
 _MOST_UNREAD_ERRORS = 256
@@ -56,7 +56,7 @@ class Stream:
         self._strict = strict
         # Several requests may have no id, so they have numbers here.
         self._numbers = itertools.count()
-        self._live: dict[int, tuple[Asked, Live]] = {}
+        self._live: dict[int, tuple[Asked, Answers]] = {}
         # Requests whose answers have gained something, in the order of their gaining it.
         self._news: dict[int, None] = {}
         self._errors: asyncio.Queue[pb.ModelStreamInferResponse] = asyncio.Queue(_MOST_UNREAD_ERRORS)
@@ -113,19 +113,21 @@ class Stream:
         asked = asked_of(self._models, request)
         if asked.id and any(asked.id == other.id for other, _ in self._live.values()):
             raise ValueError("id: is under way on this call; choose another")
-        number = next(self._numbers)
-        wake = functools.partial(self._wake, number)
-        self._live[number] = asked, await begin(self._frontend, asked, self._deadline_s, wake, asked.id)
+        number, answers = next(self._numbers), Answers(self._frontend)
+        await answers.begin(asked, self._deadline_s, functools.partial(self._wake, number), asked.id)
+        self._live[number] = asked, answers
+        # The first of several may have been under way for a while.
+        self._wake(number)
 
     def _wake(self, number: int) -> None:
         self._news[number] = None
         self._ready.set()
 
     def _end(self, number: int, *, answered: bool = False) -> None:
-        asked, live = self._live.pop(number)
+        asked, answers = self._live.pop(number)
         if not answered:
-            self._statistics[asked.model.name].failed(time.monotonic() - live.arrival_s)
-        self._frontend.end(live)
+            self._statistics[asked.model.name].failed(time.monotonic() - answers.arrival_s)
+        answers.close()
 
     def _refuse(self, model_name: str, request_id: str, error: Exception) -> pb.ModelStreamInferResponse | None:
         """The error in band; on a strict call nothing, and the call's end."""
@@ -145,22 +147,24 @@ class Stream:
             return [self._errors.get_nowait()]
         number = next(iter(self._news))
         del self._news[number]
-        asked, live = self._live[number]
+        if number not in self._live:
+            return []  # not all of its answers have begun
+        asked, answers = self._live[number]
+        ended = answers.ended
         # Characters that are held back, or an answer that was asked for whole.
-        if not live.has_news or (live.ending is None and not asked.stream):
+        if not answers.has_news or not (ended or asked.stream):
             return []
         try:
-            update = live.take()
+            updates = answers.take()
         except REFUSED as error:
             self._end(number)
             message = self._refuse(asked.model.name, asked.id, error)
             return [] if message is None else [message]
-        ended = update.ending is not None
         apart = ended and asked.empty_final
-        responses = [response_of(asked, update, tokenizer_of(self._frontend), final=ended and not apart)]
+        responses = [response_of(asked, updates, tokenizer_of(self._frontend), final=ended and not apart)]
         if apart:
             responses.append(empty_final(asked))
         if ended:
-            self._statistics[asked.model.name].answered(update)
+            self._statistics[asked.model.name].answered(updates)
             self._end(number, answered=True)
         return [pb.ModelStreamInferResponse(infer_response=response) for response in responses]
