@@ -29,6 +29,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
     # Whoever connects and says nothing is let go.
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # Calls that nobody has looked at yet: beyond the first number gRPC drops some, beyond the second all, as CANCELLED,
+    # which tells a client nothing. A burst is to be refused by us, with a reason.
+    ("grpc.server.max_pending_requests", 8 * 2**10),
+    ("grpc.server.max_pending_requests_hard_limit", 16 * 2**10),
     ("grpc.max_receive_message_length", 4 * 2**20),
     ("grpc.max_metadata_size", 8 * 2**10),
     ("grpc.absolute_max_metadata_size", 16 * 2**10),
