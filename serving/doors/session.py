@@ -48,6 +48,9 @@ class Session:
         reading = asyncio.create_task(self._read(requests))
         reading.add_done_callback(self._has_read)
         self._frontend.on_drain.add(self._ready.set)
+        if self._frontend.draining:
+            # It began before this call did.
+            self._ready.set()
         try:
             while True:
                 await self._ready.wait()

@@ -149,6 +149,9 @@ def test_drain_ends_an_idle_session_and_lets_a_busy_one_finish(tiny_model: Path)
             assert len(first.token_ids) + sum(len(chunk.token_ids) for chunk in rest) == 40
             with pytest.raises(ServerError, match=r"UNAVAILABLE: the server is stopping"):
                 await idle.generate("late")
+            with pytest.raises(grpc.aio.AioRpcError, match="the server is stopping"):
+                async with grpc.aio.insecure_channel(server.address) as channel:
+                    await pb_grpc.GenerationStub(channel).GenerateStream(timeout=20).read()
 
     with running_server(fake_service(tiny_model, fake_step_s=0.02)) as server:
         asyncio.run(talk(server))
