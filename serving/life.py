@@ -75,7 +75,7 @@ async def run_server(
             return 0
         plan = building.result()
         seeing.see(link.ask, plan)
-        frontend.open(text_of(directory, plan), link)
+        frontend.open(await asyncio.to_thread(text_of, directory, plan), link)
         on_state(link.works)
         say("ready")
         await _first(stopping.wait(), link.gone)

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Literal, get_args
 
-from serving.security.watched_file import WatchedFiles
+from serving.security.watched_file import WatchedFiles, warn_of_readers
 
 Kind = Literal["client", "monitor"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -46,7 +46,7 @@ class Keyring:
     """The keys in force. Raises ValueError or OSError if the file cannot be used."""
 
     def __init__(self, path: Path) -> None:
-        self._keys = WatchedFiles([path], lambda: parse_keys(path.read_text(encoding="utf-8")))
+        self._keys = WatchedFiles([path], lambda: _read(path))
 
     def reload(self) -> None:
         """Looks at the file now."""
@@ -62,6 +62,12 @@ class Keyring:
             if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
+
+
+def _read(path: Path) -> tuple[Key, ...]:
+    keys = parse_keys(path.read_text(encoding="utf-8"))
+    warn_of_readers(path)
+    return keys
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from serving.security.watched_file import WatchedFiles
+from serving.security.watched_file import WatchedFiles, warn_of_readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,7 @@ def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
             f"tls_cert: {files.cert} and tls_key {files.key} are no certificate and its unencrypted key, in PEM"
             f" ({error.reason or 'unreadable'})"
         ) from None
+    warn_of_readers(files.key)
     if client_ca is not None:
         try:
             context.load_verify_locations(cafile=files.client_ca)

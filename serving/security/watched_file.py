@@ -6,6 +6,7 @@ They are looked at when they are needed, not by a task of their own: what change
 from __future__ import annotations
 
 import logging
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,12 @@ from typing import Generic, TypeVar
 _LOG = logging.getLogger(__name__)
 _Content = TypeVar("_Content")
 _Stamp = tuple[tuple[int, int, int], ...]
+
+
+def warn_of_readers(path: Path) -> None:
+    """Logs that a file which holds a secret can be read by every user of the machine."""
+    if path.stat().st_mode & stat.S_IROTH:
+        _LOG.warning("%s can be read by every user of this machine; chmod o-r takes that away", path)
 
 
 class WatchedFiles(Generic[_Content]):
@@ -67,9 +74,9 @@ class WatchedFiles(Generic[_Content]):
         found = []
         for path in self._paths:
             try:
-                stat = path.stat()
+                found_stat = path.stat()
             except OSError:
                 found.append((0, 0, 0))  # its reading says what is wrong
             else:
-                found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+                found.append((found_stat.st_mtime_ns, found_stat.st_size, found_stat.st_ino))
         return tuple(found)

@@ -169,6 +169,18 @@ def test_probes_need_no_key(locked: RunningServer) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+def test_a_file_that_everybody_can_read_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "keys"
+    path.write_text(FILE)
+    path.chmod(0o640)
+    Keyring(path)
+    assert not caplog.records
+    path.chmod(0o644)
+    Keyring(path)
+    (record,) = caplog.records
+    assert "can be read by every user" in record.getMessage()
+
+
 def test_a_changed_file_counts_and_a_broken_one_does_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "keys"
     path.write_text(FILE)
