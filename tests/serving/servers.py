@@ -29,6 +29,7 @@ from serving.server import ServerOptions, make_server
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 320
 CACHE_TOKENS = 256
+ANYWHERE = ServerOptions("127.0.0.1:0")
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -96,7 +97,7 @@ def running_server(
     *,
     max_requests: int = 64,
     warm: bool = True,
-    options: ServerOptions = ServerOptions("127.0.0.1:0"),
+    options: ServerOptions = ANYWHERE,
 ) -> Iterator[RunningServer]:
     """Serves `service` on a free port until the block ends."""
     started: list[RunningServer] = []

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serving.client import AsyncClient, Client, ServerError
 from serving.security.keys import Keyring, parse_keys
 from serving.security.methods import BY_KIND, OPEN
 from serving.server import ServerOptions
+from tests.serving.reflected import bearer, code_of, registered_methods
 from tests.serving.servers import RunningServer, fake_service, running_server
 
 KEY, DIGESTED, WATCHER = "k-4f6d8b1a9c3e5071", "d-91b2c3d4e5f60718", "m-0123456789abcdef"
@@ -39,45 +38,8 @@ def locked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
-def bearer(key: str) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {key}"),)
-
-
-def registered_methods(server: RunningServer) -> list[str]:
-    """Every method of the server, as reflection tells."""
-
-    def ask(request: reflection_pb2.ServerReflectionRequest) -> reflection_pb2.ServerReflectionResponse:
-        with grpc.insecure_channel(server.address) as channel:
-            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-            (answer,) = stub.ServerReflectionInfo(iter([request]), metadata=bearer(KEY))
-        return answer
-
-    listed = ask(reflection_pb2.ServerReflectionRequest(list_services="")).list_services_response.service
-    found = []
-    for service in listed:
-        described = ask(reflection_pb2.ServerReflectionRequest(file_containing_symbol=service.name))
-        (data,) = described.file_descriptor_response.file_descriptor_proto
-        file = descriptor_pb2.FileDescriptorProto.FromString(data)
-        (this,) = (each for each in file.service if f"{file.package}.{each.name}" == service.name)
-        found.extend(f"/{service.name}/{method.name}" for method in this.method)
-    return found
-
-
-def code_of(server: RunningServer, method: str, metadata: tuple[tuple[str, str | bytes], ...]) -> str:
-    """The status of a call with an empty message, or OPEN if it is answered or waits for more."""
-    with grpc.insecure_channel(server.address) as channel:
-        call = channel.stream_stream(method)(iter([b""]), metadata=metadata, timeout=20)
-        try:
-            for _ in call:
-                call.cancel()
-                return "OPEN"
-        except grpc.RpcError as error:
-            return str(error.code().name)
-    return "OPEN"
-
-
 def test_every_registered_method_but_the_health_check_refuses_without_a_key(locked: RunningServer) -> None:
-    methods = registered_methods(locked)
+    methods = registered_methods(locked.address, KEY)
     assert {"/exegpt.v1.Generation/Generate", "/grpc.health.v1.Health/Watch"} <= set(methods)
     wrong = (
         (),
@@ -90,13 +52,13 @@ def test_every_registered_method_but_the_health_check_refuses_without_a_key(lock
         (("x-api-key", KEY),),
     )
     for method in methods:
-        codes = {code_of(locked, method, metadata) for metadata in wrong}
+        codes = {code_of(locked.address, method, metadata) for metadata in wrong}
         assert codes == ({"OPEN"} if method == "/grpc.health.v1.Health/Check" else {"UNAUTHENTICATED"}), method
 
 
 def test_every_registered_method_stands_in_the_table(locked: RunningServer) -> None:
     """A method that nobody listed would be closed to everybody."""
-    assert set(registered_methods(locked)) <= BY_KIND["client"] | OPEN
+    assert set(registered_methods(locked.address, KEY)) <= BY_KIND["client"] | OPEN
 
 
 @pytest.mark.parametrize(
@@ -104,8 +66,8 @@ def test_every_registered_method_stands_in_the_table(locked: RunningServer) -> N
     ["/exegpt.v1.Generation/generate", "/exegpt.v1.generation/Generate", "/exegpt.v1.Generation//Generate", "/x.Y/Z"],
 )
 def test_another_spelling_is_another_method_and_closed(locked: RunningServer, method: str) -> None:
-    assert code_of(locked, method, ()) == "UNAUTHENTICATED"
-    assert code_of(locked, method, bearer(KEY)) == "PERMISSION_DENIED"
+    assert code_of(locked.address, method, ()) == "UNAUTHENTICATED"
+    assert code_of(locked.address, method, bearer(KEY)) == "PERMISSION_DENIED"
 
 
 def test_each_kind_opens_its_methods(locked: RunningServer) -> None:
@@ -115,7 +77,7 @@ def test_each_kind_opens_its_methods(locked: RunningServer) -> None:
     with Client(locked.address, key=WATCHER) as client, pytest.raises(ServerError) as refusal:
         client.generate("x")
     assert str(refusal.value) == ("PERMISSION_DENIED: authorization: a key of kind monitor does not open this method")
-    assert code_of(locked, "/grpc.health.v1.Health/Watch", bearer(WATCHER)) == "OPEN"
+    assert code_of(locked.address, "/grpc.health.v1.Health/Watch", bearer(WATCHER)) == "OPEN"
     assert BY_KIND["monitor"] < BY_KIND["client"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client import Client, make_request
+from serving.client import Client, ServerError, make_request
 from serving.proto.exegpt.v1 import generation_pb2_grpc as pb_grpc
 from serving.security.tls import TlsFiles
 from serving.server import ServerOptions
 from tests.serving.certificates import Authority
-from tests.serving.servers import RunningServer, fake_service, running_server
+from tests.serving.servers import RunningServer, fake_service, running_server, write_tiny_model
 
 CALLS_PER_CONNECTION = 1024
 
@@ -75,6 +76,35 @@ def test_calls_of_one_connection_are_limited_and_another_connection_is_answered(
         heard, other = asyncio.run(crowd(server))
     assert heard == CALLS_PER_CONNECTION
     assert other
+
+
+def test_a_template_that_never_ends_holds_nobody_up(tmp_path: Path) -> None:
+    """It costs its own request: while it is rendered, others are answered, and afterwards conversations are too."""
+    model = write_tiny_model(tmp_path)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    source = "{% if messages[0].content == 'for ever' %}" + endless + "{% endif %}{{ messages[0].content }}"
+    (model / "chat_template.jinja").write_text(source)
+    with running_server(fake_service(model)) as server, Client(server.address) as client:
+        bad = client.stream([{"role": "user", "content": "for ever"}], timeout_s=120)
+        refused: list[ServerError] = []
+
+        def wait() -> None:
+            try:
+                next(bad)
+            except ServerError as error:
+                refused.append(error)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        answered = 0
+        while waiting.is_alive():
+            assert client.generate("x", max_tokens=2).finish.completion_tokens > 0
+            answered += 1
+        waiting.join()
+        assert [error.code for error in refused] == ["INVALID_ARGUMENT"]
+        assert "chat template takes more than 1 s" in str(refused[0])
+        assert answered > 3
+        assert client.generate([{"role": "user", "content": "hello"}], max_tokens=2).finish.completion_tokens > 0
 
 
 @pytest.mark.full
