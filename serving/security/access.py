@@ -7,6 +7,7 @@ open the method, RESOURCE_EXHAUSTED over the key's limit. Without a key file eve
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -98,7 +99,8 @@ class Access(grpc.aio.ServerInterceptor):
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         counted: grpc.RpcMethodHandler = make(
-            stream if kind.endswith("stream") else call,
+            # Not by the kind: a method may also write its stream itself.
+            stream if inspect.isasyncgenfunction(behaviour) else call,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
