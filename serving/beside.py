@@ -84,6 +84,7 @@ class Beside:
             "predicted_latency_s": self.predicted_latency_s,
             "measured_latency_s": self.measured.steady_latency_s,
             "latency_s_error": self.latency_error,
+            "latency_s": self.measured.latency_s,
             "latency_bound_s": self.bound_s,
             "bound_kept": self.kept,
             "phases": self.phases.phases,

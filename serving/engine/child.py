@@ -183,9 +183,7 @@ class _Child:
         runner.stop()
         keep_timeline(runner, serve.FLAGS)
         found = beside(runner.plan, runner)
-        figures = json.dumps(
-            {"requests": found.measured.requests, "latency_s": found.measured.latency_s, **found.fields()}
-        )
+        figures = json.dumps({"requests": found.measured.requests, **found.fields()})
         self._out.put(pb.FromEngine(stopped=pb.Stopped(figures=figures, lines=found.lines())))
 
     def _tell(self, ask: pb.Ask) -> None:
