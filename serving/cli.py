@@ -15,7 +15,7 @@ from types import ModuleType
 
 from absl import flags
 
-from serving import config
+from serving import config, unusable_file
 
 COMMANDS: dict[str, str] = {
     "demo": "profile the embedded model, plan for a latency bound, run the plan, and check every answer",
@@ -74,8 +74,13 @@ def _run(command: str, arguments: list[str]) -> int:
     if any(argument in ("--help", "-help", "-h") for argument in arguments):
         print(_command_usage(program, module, values))
         return 0
-    positional = config.parse(values, program, arguments)
-    status: int = module.main(positional)
+    try:
+        positional = config.parse(values, program, arguments)
+        status: int = module.main(positional)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise ValueError(unusable_file.line_of(error, values)) from error
     return status
 
 
@@ -108,8 +113,6 @@ def _command_usage(program: str, module: ModuleType, values: flags.FlagValues) -
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from absl import flags
 
+from serving.unusable_file import describe
+
 FLAG, PRINT_FLAG = "config", "print_config"
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
@@ -31,7 +33,11 @@ def parse(values: flags.FlagValues, program: str, arguments: list[str]) -> list[
     """Parses a command line and, where it names one, its configuration file; returns what is no flag.
 
     Raises flags.Error, ValueError or OSError with one line."""
-    positional: list[str] = values([program, *arguments])
+    try:
+        positional: list[str] = values([program, *arguments])
+    except flags.CantOpenFlagFileError as error:
+        reason = error.__context__
+        raise ValueError(f"flagfile: {describe(reason) if isinstance(reason, OSError) else error}") from error
     path: str | None = values[FLAG].value if FLAG in values else None
     if path is None:
         return positional

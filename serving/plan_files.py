@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from serving.outputs import STANDARD
+from serving.unusable_file import describe
 from solver.plan.plan import Plan, from_json
 
 _SUMMARY = "PLAN "
@@ -23,6 +24,8 @@ def read_plan(given: str) -> Plan:
             text, name = Path(given).read_text(encoding="utf-8"), given
         except UnicodeDecodeError:
             raise ValueError(f"{given}: plan: is no text; write it again with exegpt plan") from None
+        except OSError as error:
+            raise ValueError(f"plan: {describe(error)}") from error
     try:
         return from_json(text)
     except ValueError as error:

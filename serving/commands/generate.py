@@ -22,7 +22,7 @@ from exegpt_jax.text.prompts import ModelText, Prepared
 from serving import assemble, jsonl, replanning
 from serving import flags as shared
 from serving.beside import Beside, beside
-from serving.outputs import STANDARD
+from serving.outputs import STANDARD, check_target
 from serving.progress import Display
 
 FLAGS = flags.FlagValues()
@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
     shared.refuse_arguments(argv)
     shared.refuse_beside_plan(FLAGS)
     source, target = _file("input"), _file("output")
+    check_target("output", target)
+    check_target("timeline", FLAGS.timeline)
     if source == FLAGS.plan == STANDARD:
         raise ValueError("plan: - and --input=- would both read standard input; name a file for one of them")
     directory = shared.model_directory(FLAGS)

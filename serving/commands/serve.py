@@ -18,6 +18,7 @@ from absl import flags
 
 from serving import config, replanning, security_flags, seeing_flags
 from serving import flags as shared
+from serving.outputs import check_target
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> int:
         print(config.as_toml(FLAGS), end="")
         return 0
     shared.refuse_beside_plan(FLAGS)
+    check_target("timeline", FLAGS.timeline)
     directory = shared.model_directory(FLAGS)
     logs.configure(FLAGS.log_format, requests=FLAGS.log_requests)
     logging.getLogger("serving").setLevel(logging.INFO)

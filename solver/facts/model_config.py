@@ -56,7 +56,7 @@ def read_model_spec(directory: Path) -> ModelSpec:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UnsupportedModel(
-            f"{path}: {error.strerror or error}; give a model directory that holds config.json"
+            f"model: {path}: {error.strerror or error}; give a model directory that holds config.json"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{path}: not readable as JSON ({show(str(error))})") from None

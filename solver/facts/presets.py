@@ -15,7 +15,7 @@ def find(kind: str, given: str) -> Path:
       given: a path, or the stem of a preset.
 
     Raises:
-      ValueError: one line naming the presets there are.
+      ValueError: one line naming the flag (a kind has its name) and the presets there are.
     """
     path = Path(given)
     if path.exists():
@@ -23,5 +23,6 @@ def find(kind: str, given: str) -> Path:
     found = sorted((CONFIGS / kind).glob("*.json")) + sorted((CONFIGS / kind).glob("*.json.gz"))
     presets = {preset.name.removesuffix(".gz").removesuffix(".json"): preset for preset in found}
     if given not in presets:
-        raise ValueError(f"{given}: no such file, and no preset of {kind}; presets: {', '.join(presets) or 'none'}")
+        listed = ", ".join(presets) or "none"
+        raise ValueError(f"{kind.removesuffix('s')}: {given}: no such file, and no preset of {kind}; presets: {listed}")
     return presets[given]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from serving import cli
+from serving.unusable_file import flag_of, line_of
 from tests.serving.servers import ROOT, environment, exegpt
 
 SPEAK_GRPC = {"demo", "serve", "client"}
@@ -69,7 +72,38 @@ def test_a_flagfile_is_read(tmp_path: Path) -> None:
     assert run("client", "--flagfile=/nonexistent").returncode == 1
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    done = run("generate", f"--model={tmp_path}", "--input=/nonexistent", "--output=-", "--engine=fake")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--input=/nonexistent",), "input: /nonexistent: no such file; name one that exists"),
+        (("--input=/",), "input: /: is a directory; name a file"),
+        (("--plan=/nonexistent", "--input=/dev/null"), "plan: /nonexistent: no such file; name one that exists"),
+        (("--output=/nonexistent/y",), "output: /nonexistent/y cannot be written; name a file in a folder that exists"),
+        (("--timeline=/nonexistent/y",), "timeline: /nonexistent/y cannot be written; name a file in a folder that"),
+        (("--flagfile=/nonexistent",), "flagfile: /nonexistent: no such file; name one that exists"),
+    ],
+)
+def test_a_file_that_is_not_there_is_one_line_that_names_its_flag(
+    tiny_model: Path, arguments: tuple[str, ...], line: str
+) -> None:
+    given = (f"--model={tiny_model}", "--input=/dev/null", "--output=-", "--engine=fake", *arguments)
+    done = run("generate", *given)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["exegpt: /nonexistent: No such file or directory"]
+    assert done.stderr.splitlines()[-1].startswith(f"exegpt: {line}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_flag_of_a_file_is_the_one_that_names_it_or_its_folder(tmp_path: Path) -> None:
+    values = flags.FlagValues()
+    for name in ("model", "outer", "input", "text"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    flags.DEFINE_list("profile", None, "", flag_values=values)
+    model = tmp_path / "model"
+    values(["x", f"--outer={tmp_path}", f"--model={model}", f"--input={model / 'a'}", "--profile=b,c", "--text="])
+    assert flag_of(str(model / "a"), values) == "input"
+    assert flag_of(str(model / "config.json"), values) == "model"
+    assert flag_of(str(tmp_path / "models"), values) == "outer"
+    assert flag_of("c", values) == "profile"
+    assert flag_of("d", values) is None
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "d")
+    assert line_of(error, values) == "d: no such file; name one that exists"

@@ -65,7 +65,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, line: str) -> None:
 
 def test_no_toml_and_no_file_are_one_line(tmp_path: Path) -> None:
     assert "serve.toml is no TOML: " in run(written(tmp_path, "max_requests 3")).stderr
-    assert run("--config=absent.toml").stderr == "exegpt: absent.toml: No such file or directory\n"
+    assert run("--config=absent.toml").stderr == "exegpt: config: absent.toml: no such file; name one that exists\n"
 
 
 def test_users_and_passwords_in_addresses_are_masked() -> None:

@@ -130,10 +130,10 @@ def test_standard_streams(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     ("arguments", "message"),
     [
         ([], "source: not given; give one of --trace"),
-        (["--workload=paper-x"], "paper-x: no such file, and no preset of workloads; presets: arxiv"),
+        (["--workload=paper-x"], "workload: paper-x: no such file, and no preset of workloads; presets: arxiv"),
         (["--workload=paper-s", "--trace=x"], "trace, workload: do not go together"),
         (["--input_histogram=x"], "input_histogram: do not go together"),
-        (["--trace=nowhere.csv"], "nowhere.csv: No such file"),
+        (["--trace=nowhere.csv"], "trace: nowhere.csv: no such file"),
         (["--trace=nowhere.csv", "--correlation=0.5"], "correlation: 0.5 given, but --trace has its own"),
         (MOMENTS[1:], "input_mean: not given; moments need"),
         ([*MOMENTS[:-1]], "moments: not given; say whether"),

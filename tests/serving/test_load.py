@@ -137,7 +137,7 @@ def test_a_preset_with_times_is_replayed_and_one_without_is_drawn() -> None:
         ({"workload": "sharegpt", "trace": "y"}, "trace: given beside --workload"),
         ({"workload": "sharegpt"}, "workload: sharegpt has no arrival times; give --rate="),
         ({"workload": "azure-code", "speed": 0.0}, "speed: 0 is no factor"),
-        ({"workload": "nothing"}, "nothing: no such file, and no preset of workloads"),
+        ({"workload": "nothing"}, "workload: nothing: no such file, and no preset of workloads"),
     ],
 )
 def test_wishes_that_make_no_load_are_named(given_: dict[str, object], message: str) -> None:

@@ -136,9 +136,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(toy: Path, tmp_path: Path,
         (["--policies=rra,magic"], "policies: 'magic' is unknown"),
         (["--devices=0"], "devices: 0 of small"),
         (["--devices=5"], "devices: 5 of small"),
-        (["--model=nothing"], "nothing: no such file, and no preset of models"),
-        (["--cluster=nothing"], "nothing: no such file, and no preset of clusters"),
-        (["--workload=nothing"], "nothing: no such file, and no preset of workloads"),
+        (["--model=nothing"], "model: nothing: no such file, and no preset of models"),
+        (["--cluster=nothing"], "cluster: nothing: no such file, and no preset of clusters"),
+        (["--workload=nothing"], "workload: nothing: no such file, and no preset of workloads"),
         (["--workload="], "workload: not given"),
         ([f"--profile={toy / 'other.json'}"], "of another model"),
         ([f"--cluster={_edit(toy, tmp_path, 'cluster', no_devices)}"], "groups[0].hosts: 0 is out of range"),
@@ -288,4 +288,4 @@ def test_what_is_no_plan_is_one_line(command: str, tmp_path: Path, planned: Path
         assert complaint in errors
     status, _, errors = run(command, str(tmp_path / "absent.json"))
     assert status == 1
-    assert "absent.json: No such file" in errors
+    assert "absent.json: no such file" in errors

@@ -186,7 +186,7 @@ def test_profiles_must_be_the_plans(run: Callable, tiny_model: Path, planned: Pa
         ((f"--plan={planned}", f"--profile={tmp_path / 'tpu.json'}"), f"profile: {tmp_path / 'tpu.json'} is of device"),
         ((f"--profile={planned.parent / 'profile.json'}",), "profile: given without --plan"),
         (("--plan=-",), "plan: - and --input=- would both read standard input"),
-        ((f"--plan={tmp_path / 'none.json'}",), f"{tmp_path / 'none.json'}: No such file"),
+        ((f"--plan={tmp_path / 'none.json'}",), f"plan: {tmp_path / 'none.json'}: no such file"),
     ):
         status, _, errors = run("generate", *common, *flags)
         assert status == 1

@@ -73,8 +73,8 @@ def test_certificates_and_keys_from_end_to_end(tiny_model: Path, tmp_path: Path)
     [
         (("--tls_cert=x.crt",), "tls_key: not given, but another flag of TLS is; give certificate and key"),
         (("--tls_client_ca=x.crt",), "tls_cert: not given, but another flag of TLS is"),
-        (("--tls_cert=x.crt", "--tls_key=x.key"), "x.crt: No such file or directory"),
-        (("--keys=absent",), "absent: No such file or directory"),
+        (("--tls_cert=x.crt", "--tls_key=x.key"), "tls_cert: x.crt: no such file; name one that exists"),
+        (("--keys=absent",), "keys: absent: no such file"),
         (("--key_limit=3",), "key_limit: 3 given without --keys"),
         (("--health_address=nowhere",), "health_address: nowhere cannot be bound"),
         (("--address=0.0.0.0:0",), "address: 0.0.0.0 is not this machine's loopback, and there is no encryption"),
@@ -91,8 +91,8 @@ def test_what_is_missing_is_one_line(tiny_model: Path, flags: tuple[str, ...], l
     ("flags", "line"),
     [
         (("--tls_cert=x",), "exegpt: tls_key: not given, but its other half is; give both or neither"),
-        (("--key_file=absent",), "exegpt: absent: No such file or directory"),
-        (("--tls_ca=absent",), "exegpt: absent: No such file or directory"),
+        (("--key_file=absent",), "exegpt: key_file: absent: no such file; name one that exists"),
+        (("--tls_ca=absent",), "exegpt: tls_ca: absent: no such file; name one that exists"),
     ],
 )
 def test_the_clients_half_is_one_line_too(flags: tuple[str, ...], line: str) -> None:

@@ -32,7 +32,7 @@ def test_a_path_wins(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_stems_list_what_there_is() -> None:
     with pytest.raises(
-        ValueError, match=r"^other: no such file, and no preset of profiles; presets: plain, opt-13b.a100-80g$"
+        ValueError, match=r"^profile: other: no such file, and no preset of profiles; presets: plain, opt-13b.a100-80g$"
     ):
         presets.find("profiles", "other")
     with pytest.raises(ValueError, match=r"no preset of workloads; presets: none$"):
