@@ -7,7 +7,8 @@ import importlib.metadata
 import os
 import platform
 import sys
-from pathlib import Path
+
+from solver.facts.hardware import cpu_model
 
 _PACKAGES = ("exegpt-jax", "grpcio", "protobuf", "numpy")
 
@@ -21,7 +22,7 @@ def provenance(seed: int) -> dict[str, object]:
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         "system": platform.platform(terse=True),
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
     }
 
@@ -31,10 +32,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(found, platform.processor() or platform.machine())

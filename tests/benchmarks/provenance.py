@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import os
-import pathlib
 import platform
+
+from solver.facts.hardware import cpu_model
 
 
 def provenance(command: str, seed: int | None) -> dict[str, object]:
@@ -17,12 +18,6 @@ def provenance(command: str, seed: int | None) -> dict[str, object]:
         "seed": seed,
         "python": platform.python_version(),
         "numpy": importlib.metadata.version("numpy"),
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
     }
-
-
-def _cpu() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
