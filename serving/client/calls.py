@@ -23,14 +23,15 @@ class Client:
       address: host:port.
       key: one of the server's keys, where it has any.
       tls: encrypts, and says whom to trust.
+      retries: a call that is refused for now is made again, when the server says; requests of a session are not.
     """
 
-    def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None) -> None:
+    def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None, retries: bool = True) -> None:
         self._metadata = metadata_of(key)
         if tls is None:
-            self._channel = grpc.insecure_channel(address, options=options_of(tls))
+            self._channel = grpc.insecure_channel(address, options=options_of(tls, retries=retries))
         else:
-            self._channel = grpc.secure_channel(address, tls.credentials(), options=options_of(tls))
+            self._channel = grpc.secure_channel(address, tls.credentials(), options=options_of(tls, retries=retries))
         self._stub = pb_grpc.GenerationStub(self._channel)
 
     def stream(
@@ -68,12 +69,14 @@ class Client:
 class AsyncClient:
     """The same for asyncio; make it inside a running loop."""
 
-    def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None) -> None:
+    def __init__(self, address: str, *, key: str | None = None, tls: Tls | None = None, retries: bool = True) -> None:
         self._metadata = metadata_of(key)
         if tls is None:
-            self._channel = grpc.aio.insecure_channel(address, options=options_of(tls))
+            self._channel = grpc.aio.insecure_channel(address, options=options_of(tls, retries=retries))
         else:
-            self._channel = grpc.aio.secure_channel(address, tls.credentials(), options=options_of(tls))
+            self._channel = grpc.aio.secure_channel(
+                address, tls.credentials(), options=options_of(tls, retries=retries)
+            )
         self._stub = pb_grpc.GenerationStub(self._channel)
 
     async def reachable(self, timeout_s: float) -> bool:

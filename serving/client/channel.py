@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import grpc
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 16 * 2**20),
-    ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
+)
+# The server says when to try again (`grpc-retry-pushback-ms`); where it does not, these times grow. gRPC makes no more
+# than 5 attempts, and none behind the first message of an answer.
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": "exegpt.v1.Generation", "method": "Generate"}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "5s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
 )
 
 
@@ -37,11 +55,14 @@ class Tls:
         return grpc.ssl_channel_credentials(ca, key, cert)
 
 
-def options_of(tls: Tls | None) -> tuple[tuple[str, int | str], ...]:
+def options_of(tls: Tls | None, *, retries: bool) -> tuple[tuple[str, int | str], ...]:
     """A channel's options."""
-    if tls is None or tls.server_name is None:
-        return OPTIONS
-    return (*OPTIONS, ("grpc.ssl_target_name_override", tls.server_name))
+    options: tuple[tuple[str, int | str], ...] = (*OPTIONS, ("grpc.enable_retries", int(retries)))
+    if retries:
+        options = (*options, ("grpc.service_config", _SERVICE_CONFIG))
+    if tls is not None and tls.server_name is not None:
+        options = (*options, ("grpc.ssl_target_name_override", tls.server_name))
+    return options
 
 
 def metadata_of(key: str | None) -> tuple[tuple[str, str], ...]:

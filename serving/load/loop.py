@@ -171,7 +171,7 @@ async def run_load_async(
         if on_result is not None:
             on_result(result)
 
-    async with AsyncClient(address) as client, contextlib.AsyncExitStack() as stack:
+    async with AsyncClient(address, retries=False) as client, contextlib.AsyncExitStack() as stack:
         asked = await stack.enter_async_context(client.session()) if one_call else client
         loop = Loop(asked, time.monotonic(), timeout_s=timeout_s, on_result=keep)
         if concurrency is None:

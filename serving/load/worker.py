@@ -38,7 +38,10 @@ def main() -> int:
 
 
 async def _work(job: Job) -> None:
-    async with AsyncClient(job.address, key=job.key, tls=job.tls) as client, contextlib.AsyncExitStack() as stack:
+    async with (
+        AsyncClient(job.address, key=job.key, tls=job.tls, retries=False) as client,
+        contextlib.AsyncExitStack() as stack,
+    ):
         if not await client.reachable(_CONNECT_S):
             raise ValueError(f"address: nobody answers at {job.address}; start exegpt serve there or name another")
         await _warm_up(job, client)

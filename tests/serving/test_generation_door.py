@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -206,7 +207,7 @@ def test_before_warm_up_and_in_drain_it_is_unavailable_with_a_pushback(tiny_mode
 def test_more_than_max_requests_are_refused_and_the_rest_goes_on(tiny_model: Path) -> None:
     with (
         running_server(fake_service(tiny_model, fake_step_s=0.005), max_requests=3) as small,
-        Client(small.address) as client,
+        Client(small.address, retries=False) as client,
     ):
         streams = [client.stream("x", max_tokens=100, ignore_eos=True) for _ in range(3)]
         for stream in streams:
@@ -215,6 +216,20 @@ def test_more_than_max_requests_are_refused_and_the_rest_goes_on(tiny_model: Pat
             client.generate("x")
         assert refusal.value.code == "UNAVAILABLE"
         assert all(list(stream)[-1].finish.completion_tokens == 100 for stream in streams)
+
+
+def test_the_client_tries_again_when_the_server_says(tiny_model: Path) -> None:
+    with (
+        running_server(fake_service(tiny_model), warm=False) as cold,
+        Client(cold.address) as patient,
+        Client(cold.address, retries=False) as impatient,
+    ):
+        with pytest.raises(ServerError, match="warming up"):
+            impatient.generate("x", max_tokens=1)
+        opener = threading.Timer(0.5, lambda: cold.call(cold.frontend.open, cold.text, cold.runner))
+        opener.start()
+        assert len(patient.generate("x", max_tokens=3, ignore_eos=True).token_ids) == 3
+        opener.join()
 
 
 def test_a_bug_is_opaque(server: RunningServer, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
