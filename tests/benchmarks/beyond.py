@@ -119,13 +119,6 @@ def markdown_of(report: dict) -> str:
         _traces_table(report["traces"]),
         "\n".join(f"- {line}" for line in _remains(report["traces"])),
     ]
-    parts += [
-        "- One prompt alone is costed as one of the mean squared over the mean length (1.9 times the mean on "
-        "azure-code, "
-        "1.8 on sharegpt), since profiles have no fewer rows than one: too much for the few prompts that an iteration "
-        "of "
-        "`iteration` brings, and for plans of B_E = 1."
-    ]
     if report["refused"]:
         parts += ["Refused: " + "; ".join(report["refused"])]
     parts += [

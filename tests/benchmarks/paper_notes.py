@@ -137,9 +137,6 @@ def _chunked(rows: list[dict]) -> list[str]:
         f"{len(known)} "
         "scenarios. Its iterations follow each other through the stages without a gap, while RRA as run by this "
         "repository waits for the last stage after every phase.",
-        "One prompt alone is costed as one of the mean squared over the mean length (1.3 times the mean on task S), "
-        "since "
-        "profiles have no fewer rows than one: too much for the few prompts that an iteration of `iteration` brings.",
     ]
 
 
