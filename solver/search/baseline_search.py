@@ -21,7 +21,8 @@ from solver.search.proof.limits import Limits
 from solver.search.setting import Setting
 from solver.search.sweep import excess, pick
 from solver.search.uniform import Placed, uniform_placements
-from solver.simulate.continuous import evaluate_chunked, evaluate_iteration
+from solver.simulate.chunked import evaluate_chunked
+from solver.simulate.continuous import evaluate_iteration
 from solver.simulate.points import Points
 from solver.simulate.static import evaluate_static
 

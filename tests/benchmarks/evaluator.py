@@ -21,7 +21,8 @@ from collections.abc import Callable
 import numpy as np
 
 from solver.facts.cluster import Link
-from solver.simulate.continuous import evaluate_chunked, evaluate_iteration
+from solver.simulate.chunked import evaluate_chunked
+from solver.simulate.continuous import evaluate_iteration
 from solver.simulate.costs import Pipeline, PlacedStage
 from solver.simulate.lengths import Lengths, lengths_of
 from solver.simulate.padding import Padding

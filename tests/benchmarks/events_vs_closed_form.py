@@ -22,7 +22,8 @@ import numpy as np
 from solver.facts.cluster import Link
 from solver.facts.workload import Workload
 from solver.plan.schedule import Schedule, StageSpec
-from solver.simulate.continuous import evaluate_chunked, evaluate_iteration
+from solver.simulate.chunked import evaluate_chunked
+from solver.simulate.continuous import evaluate_iteration
 from solver.simulate.costs import Pipeline
 from solver.simulate.events.arrivals import saturated
 from solver.simulate.events.outcome import Outcome

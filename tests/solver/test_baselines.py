@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from solver.facts.cluster import Link
-from solver.simulate.continuous import evaluate_chunked, evaluate_iteration
+from solver.simulate.chunked import evaluate_chunked
+from solver.simulate.continuous import evaluate_iteration
 from solver.simulate.costs import Pipeline
 from solver.simulate.lengths import lengths_of, residents
 from solver.simulate.points import Conditions

@@ -13,7 +13,8 @@ from solver.plan.memory import memory_table
 from solver.plan.packing import pack
 from solver.plan.plan import encode_call_rows, make_buckets
 from solver.plan.schedule import Schedule, StageSpec
-from solver.simulate.continuous import evaluate_chunked, evaluate_iteration
+from solver.simulate.chunked import evaluate_chunked
+from solver.simulate.continuous import evaluate_iteration
 from solver.simulate.costs import Pipeline, PlacedStage
 from solver.simulate.lengths import lengths_of
 from solver.simulate.memory import MemoryModel
