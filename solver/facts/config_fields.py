@@ -1,6 +1,6 @@
 """Reading single fields of a `config.json` so that a bad value becomes one clear line.
 
-The parsers of `model_config` and `rope_config` ask for fields by name, type and range; whatever does not fit raises
+The parsers of `model_config` and its neighbours ask for fields by name, type and range; whatever does not fit raises
 `UnsupportedModel`, whose text names the field, the value and what would do.
 """
 
@@ -20,6 +20,11 @@ class UnsupportedModel(ValueError):
 # Far beyond any model that exists; a larger number is a damaged file, and would end as an absurd allocation.
 MAX_SIZE = 10_000_000
 MAX_LAYERS = 10_000
+MAX_POSITIONS = 100 * MAX_SIZE
+
+# By which a config speaks of rotary positions, and of sliding windows.
+ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta")
+WINDOW_FIELDS = ("sliding_window", "use_sliding_window", "layer_types")
 
 ACTIVATIONS: dict[str, str] = {
     "silu": "silu",
