@@ -14,7 +14,6 @@ import dataclasses
 import datetime
 import json
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 
 import cases  # noqa: E402
 import model88m  # noqa: E402
+
+from solver.facts.hardware import cpu_model  # noqa: E402
 
 CONTROL_TOLERANCE = 0.05
 
@@ -195,13 +196,6 @@ def report(case: cases.Case, measured: dict) -> list[str]:
     return [*lines, ""]
 
 
-def processor() -> str:
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -235,7 +229,7 @@ def main() -> None:
     results: dict = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
+        "processor": cpu_model(),
         "cores": 2,
         "seed": 0,
         "versions": {w.contestant.name: w.versions for w in workers},
