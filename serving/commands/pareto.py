@@ -22,7 +22,8 @@ from serving import flags as shared
 from serving import outputs, planning
 from serving.progress import Display, SearchLine
 from solver.report import words
-from solver.report.charts import FrontPoint, pareto_chart, write_report
+from solver.report.front_chart import FrontPoint, pareto_chart
+from solver.report.page import write_report
 
 if TYPE_CHECKING:
     from solver.search.planner import Infeasible, Planned, PlanRequest

@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
     for line in (*planned.log, *words.summary(planned.plan)):
         console.print(line, markup=False)
     if FLAGS.report:
-        from solver.report.charts import plan_charts, write_report
+        from solver.report.page import write_report
+        from solver.report.plan_charts import plan_charts
 
         write_report(
             FLAGS.report, f"Plan for {request.model_name}", plan_charts(planned.plan), words.summary(planned.plan)

@@ -23,7 +23,10 @@ from serving import outputs, plan_files, planning
 from serving.progress import Display
 from solver.facts.workload import Workload
 from solver.plan.plan import Plan
-from solver.report.charts import Pair, pair_chart, plan_charts, timeline_chart, write_report
+from solver.report.page import write_report
+from solver.report.pair_chart import Pair, pair_chart
+from solver.report.plan_charts import plan_charts
+from solver.report.timeline_chart import timeline_chart
 from solver.simulate.events.arrivals import Demand, arriving, replay, saturated
 from solver.simulate.events.lengths import BatchSource
 from solver.simulate.events.outcome import Outcome

@@ -11,8 +11,10 @@ import numpy as np
 from serving.demo.planning import Planned
 from serving.demo.report import NAMES, Outcome, conclusions, gain
 from solver.report import words
-from solver.report.charts import Pair, pair_chart, plan_charts, timeline_chart
 from solver.report.page import COLOURS, GREY, Chart, write_report
+from solver.report.pair_chart import Pair, pair_chart
+from solver.report.plan_charts import plan_charts
+from solver.report.timeline_chart import timeline_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

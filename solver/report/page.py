@@ -1,6 +1,6 @@
 """Reports as files: charts drawn by matplotlib, put into one SVG or one HTML page that needs nothing beside it.
 
-A `Chart` knows how to draw itself on axes; everything that shows numbers (`solver.report.charts`) makes Charts, and
+A `Chart` knows how to draw itself on axes; what shows numbers (the files beside this one) makes Charts, and
 `write_report` decides on paper. Equal reports are equal bytes: no dates, fixed ids. matplotlib comes in only here and
 when a report is written.
 """

@@ -14,8 +14,11 @@ from solver.plan.compare import ABSENT, differences
 from solver.plan.prediction import StageMemory, StagePrediction
 from solver.plan.timeline import Timeline, TimelineEntry
 from solver.report import words
-from solver.report.charts import FrontPoint, Pair, memory_chart, pair_chart, pareto_chart, stage_chart, timeline_chart
+from solver.report.front_chart import FrontPoint, pareto_chart
 from solver.report.page import Chart, to_html, to_svg, write_report
+from solver.report.pair_chart import Pair, pair_chart
+from solver.report.plan_charts import memory_chart, stage_chart
+from solver.report.timeline_chart import timeline_chart
 from tests.solver.test_plan import plan_of
 from tests.solver.test_plan_facts import full_plan
 
@@ -128,7 +131,8 @@ def test_a_timeline_starts_at_nought_and_shows_phases_from_the_middle() -> None:
 
 
 def test_plotting_comes_in_only_when_something_is_drawn() -> None:
-    program = "import solver.report.charts, solver.report.words, sys; sys.exit('matplotlib' in sys.modules)"
+    modules = ", ".join(f"solver.report.{name}" for name in ("front_chart", "pair_chart", "plan_charts", "words"))
+    program = f"import {modules}, sys; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
