@@ -114,7 +114,7 @@ def _settled(
     mean_input, mean_decode = lengths.mean_input, max(lengths.mean_decode, 1e-9)
     workload = lengths.workload
     prompts, where = np.unique(workload.input_tokens, return_inverse=True)
-    share = np.bincount(where.ravel(), weights=workload.probability)
+    share = np.bincount(where.ravel(), weights=workload.probability).astype(np.float64)
     saturated = budget * mean_decode / (mean_input + mean_decode)
     rows = np.minimum(caps.astype(np.float64), saturated)
     # A row is held while its prompt is encoded, too: of `caps`, those that decode are D in D plus its chunks.
