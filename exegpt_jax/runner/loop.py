@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 import logging
 import threading
 import time
@@ -26,6 +25,7 @@ from exegpt_jax.runner.entries import decode_entry, encode_entry, stage_entries
 from exegpt_jax.runner.events import Event, Reason
 from exegpt_jax.runner.figures import Figures
 from exegpt_jax.runner.follow import Follower, Successor
+from exegpt_jax.runner.intake import Intake
 from exegpt_jax.runner.limits import check
 from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.rows import Row
@@ -96,14 +96,8 @@ class Runner:
         self._executor = executor
         self._on_events = on_events
         self._clock = clock
-        self._numbers = itertools.count()
-        # Shared with other threads, guarded by the condition.
-        self._wake = threading.Condition()
-        self._inbox: list[Row] = []
-        self._cancelled: set[str] = set()
-        self._live: dict[str, Row] = {}
-        self._stopping = False
-        self._nudged = False
+        # Shared with other threads.
+        self._intake = Intake()
         self._thread: threading.Thread | None = None
         # The loop's own.
         self._waiting: Queue = Queue()
@@ -115,7 +109,7 @@ class Runner:
         # When the batch began to hold for another plan.
         self._holding_s: float | None = None
         if follower is not None:
-            follower.attach(clock, self._nudge)
+            follower.attach(clock, self._intake.nudge)
 
     # Who asks.
 
@@ -123,27 +117,15 @@ class Runner:
         """Queues a request. Raises ValueError with one line where it can never run."""
         check(request, self.plan)
         arrival_s = self._clock() if request.arrival_s is None else request.arrival_s
-        with self._wake:
-            if self._stopping:
-                raise ValueError(f"request {request.id}: the runner is stopping")
-            if request.id in self._live:
-                raise ValueError(f"id: {request.id!r} is already running; choose another")
-            row = Row(next(self._numbers), request, arrival_s)
-            self._live[request.id] = row
-            self._inbox.append(row)
-            self._wake.notify_all()
+        self._intake.submit(request, arrival_s)
 
     def cancel(self, request_id: str) -> None:
         """Ends a request at the next phase boundary; unknown ids are ignored, since it may have ended just now."""
-        with self._wake:
-            if request_id in self._live:
-                self._cancelled.add(request_id)
-                self._wake.notify_all()
+        self._intake.cancel(request_id)
 
     def drain(self, timeout_s: float) -> bool:
         """Waits until every request has its last event; False if the time ran out."""
-        with self._wake:
-            return self._wake.wait_for(lambda: not self._live, timeout_s)
+        return self._intake.drain(timeout_s)
 
     def start(self) -> None:
         """Begins to run phases on a thread of its own."""
@@ -153,19 +135,11 @@ class Runner:
         self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
         self._thread.start()
 
-    def _nudge(self) -> None:
-        """Wakes an idle loop: another plan is ready."""
-        with self._wake:
-            self._nudged = True
-            self._wake.notify_all()
-
     def stop(self) -> None:
         """Ends after the phase under way; what is left gets an abort event."""
         if self.follower is not None:
             self.follower.stop()
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+        self._intake.stop()
         if self._thread is None:
             self._leave()
         else:
@@ -175,7 +149,7 @@ class Runner:
     def stats(self) -> Stats:
         """A snapshot from any thread; counts of a phase under way may be torn between fields."""
         return Stats(
-            waiting=len(self._waiting) + len(self._inbox),
+            waiting=len(self._waiting) + self._intake.arrived,
             running=len(self._batch.slots.rows) + len(self._batch.encoding),
             phases=self._phases,
             failed_phases=self._failed,
@@ -193,20 +167,14 @@ class Runner:
 
     def rows(self) -> list[Row]:
         """Requests that have not ended; for whoever looks on, from any thread."""
-        with self._wake:
-            return list(self._live.values())
+        return self._intake.rows()
 
     # The loop.
 
     def _run(self) -> None:
-        while True:
-            ran = self.run_phase()
-            with self._wake:
-                if not ran:
-                    # Deadlines matter only while something is asked; an idle runner has none.
-                    self._wake.wait_for(lambda: self._inbox or self._cancelled or self._nudged or self._stopping)
-                if self._stopping:
-                    break
+        while not self._intake.stopping:
+            if not self.run_phase():
+                self._intake.wait()
         self._leave()
 
     def _leave(self) -> None:
@@ -299,11 +267,7 @@ class Runner:
 
     def _take_news(self) -> None:
         """New requests, cancelled ones, and those whose deadline has passed."""
-        with self._wake:
-            self._nudged = False
-            arrived, self._inbox = self._inbox, []
-            cancelled = [self._live[name] for name in self._cancelled]
-            self._cancelled.clear()
+        arrived, cancelled = self._intake.take()
         for row in arrived:
             self._waiting[row.number] = row
             if row.request.deadline_s is not None:
@@ -339,7 +303,7 @@ class Runner:
     def _deliver(self, outcome: delivery.Outcome, now_s: float) -> None:
         self._tokens += outcome.tokens
         if self.follower is not None:
-            self.follower.saw(outcome, self._live)
+            self.follower.saw(outcome, self._intake.live)
         events: list[Event] = list(outcome.events)
         finished = [delivery.finished(row, reason, token, "", now_s) for row, reason, token in outcome.ended]
         self.figures.count(finished)
@@ -357,8 +321,8 @@ class Runner:
         # Without an engine nothing can be answered: say so to everybody instead of leaving them to wait.
         except Exception as fatal:
             _LOG.exception("the executor could not be reset")
-            with self._wake:
-                self._broken = self._stopping = True
+            self._broken = True
+            self._intake.stop()
             self._end_everybody("error", f"{type(fatal).__name__}: {fatal}")
 
     # Ends.
@@ -387,8 +351,4 @@ class Runner:
                 _LOG.exception("events were lost")
         if ended:
             self._finished += len(ended)
-            with self._wake:
-                for row in ended:
-                    del self._live[row.request.id]
-                    self._cancelled.discard(row.request.id)
-                self._wake.notify_all()
+            self._intake.forget(ended)
