@@ -15,12 +15,12 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from exegpt_jax.engine.api import Executor
 from exegpt_jax.runner import follow
+from exegpt_jax.runner.next_plan import Replan, Successor
 from exegpt_jax.runner.predictors import Successive
 from serving.planned import predictor_of
 from serving.progress import Display
@@ -30,9 +30,6 @@ from solver.facts.workload_file import file_of, to_text
 from solver.plan.inputs import Inputs
 from solver.plan.plan import Plan, from_json
 from solver.plan.timeline import Predictor
-
-if TYPE_CHECKING:
-    from exegpt_jax.runner.follow import Successor
 
 MODES = ("off", "within", "auto")
 # Of one search; what was found by then runs.
@@ -95,7 +92,7 @@ def following_of(
         successive.go_on(phase, predicted[0])
 
     again = PlanCommand(directory, tuple(values.profile or ()), values.cluster)
-    replan = follow.Replan(again, prepare, again.stop, swapped)
+    replan = Replan(again, prepare, again.stop, swapped)
     return Following(follow.Follower(plan, replan=replan, first_token=spec.first_token), successive)
 
 

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import logging
 import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
 
 import numpy as np
 
@@ -26,16 +24,14 @@ from exegpt_jax.engine.api import Executor
 from exegpt_jax.runner.adapt import Decision, Means, controls, decide, planned_means
 from exegpt_jax.runner.delivery import Outcome
 from exegpt_jax.runner.estimate import Estimate, FirstToken, Seen, estimated, no_tables, observed
+from exegpt_jax.runner.next_plan import NextPlan, Replan, Successor
+from exegpt_jax.runner.records import Event, Number, Record, numbers_of
 from exegpt_jax.runner.rows import Row
 from exegpt_jax.runner.traffic import MOST_ARRIVALS, Arrivals, lengths_now, requests_now
-from solver.facts.workload import Workload
 from solver.plan.plan import Plan
 from solver.plan.schedule import Schedule
 
 _LOG = logging.getLogger(__name__)
-
-Event = Literal["keep", "adjust", "beyond", "ask", "planned", "no plan", "swap", "swap failed"]
-Number = float | int | str | None
 
 # Rows that end between two looks at the estimate.
 _LOOK_EVERY = 16
@@ -45,68 +41,6 @@ SETTLE = 128
 _SAME = 0.1
 _MOST_RECORDS = 10_000
 _PHASES_KEPT = 256
-
-
-class Successor(Protocol):
-    """What runs the next plan: compiled, waiting, and not yet in possession of the cache."""
-
-    @property
-    def plan(self) -> Plan: ...
-
-    @property
-    def carries(self) -> bool:
-        """Rows stay where they are; else the devices must be drained first."""
-        ...
-
-    @property
-    def compiled(self) -> int:
-        """Programs that were compiled for it, in the background."""
-        ...
-
-    def take_over(self, executor: Executor) -> Executor:
-        """The executor that goes on from the one in force. Called from the Runner's thread at a phase boundary.
-
-        Raises whatever a device may raise; the one in force can then go on, after a `reset` if it was drained.
-        """
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Replan:
-    """How to come by another plan; both are called from a thread of their own.
-
-    Attributes:
-      plan_again: the best plan for a workload under the bounds of the plan in force, whose rows hold as many tokens.
-        Raises ValueError with one line where there is none.
-      prepare: compiles a plan beside the executor in force, which it must not use but may look at.
-      stop: ends a `plan_again` under way.
-      swapped: told the phase from which on a plan runs, and the plan.
-    """
-
-    plan_again: Callable[[Workload, Plan], Plan]
-    prepare: Callable[[Executor, Plan], Successor]
-    stop: Callable[[], None] = lambda: None
-    swapped: Callable[[int, Plan], None] = lambda phase, plan: None
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One decision.
-
-    Attributes:
-      at_s: on the Runner's clock.
-      phase: that it was taken before.
-      event: what was decided, or what came of it.
-      numbers: that caused it.
-    """
-
-    at_s: float
-    phase: int
-    event: Event
-    numbers: Mapping[str, Number]
-
-    def line(self) -> str:
-        return json.dumps({"event": self.event, "at_s": round(self.at_s, 6), "phase": self.phase, **self.numbers})
 
 
 class Follower:
@@ -143,12 +77,8 @@ class Follower:
         self._usual_s = self._worst_s = 0.0
         self._asked_s = 0.0
         self._begin(plan)
-        # Shared with the thread that plans.
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._answer: Successor | str | None = None
-        self._planned_s = 0.0
-        # Somebody asks for a plan: under this bound on latency, or (None) under those that stand.
+        # Guarded by the lock. Somebody asks for a plan: under this bound on latency, or (None) under those that stand.
         self._wish: tuple[float | None] | None = None
         self._wished = False
         self.successor: Successor | None = None
@@ -157,6 +87,7 @@ class Follower:
     def attach(self, clock: Callable[[], float], on_answer: Callable[[], None]) -> None:
         """The Runner's clock, and whom to wake when a plan is ready; called from any thread."""
         self._clock, self._on_answer = clock, on_answer
+        self._next = None if self._replan is None else NextPlan(self._replan, clock, on_answer)
 
     def _begin(self, plan: Plan) -> None:
         self._plan, self._schedule, self._means = plan, plan.schedule, planned_means(plan)
@@ -164,7 +95,7 @@ class Follower:
     @property
     def busy(self) -> bool:
         """A plan is being made or compiled."""
-        return self._thread is not None
+        return self._next is not None and self._next.busy
 
     def want_plan(self, latency_s: float | None = None) -> None:
         """Asks for a plan for what has been seen; from any thread. What comes of it stands in `records`.
@@ -225,7 +156,7 @@ class Follower:
             if decision.requests >= SETTLE:
                 self._settling = False
             if decision.kind == "adjust" or decision.reason != self._said:
-                self._record(phase, decision.kind, _numbers(decision))
+                self._record(phase, decision.kind, numbers_of(decision))
             self._said = decision.reason
         if decision.kind == "keep" or controls(decision.schedule) == controls(self._schedule):
             return None
@@ -261,16 +192,16 @@ class Follower:
     def stop(self) -> None:
         """Nothing that is still planned or compiled will be used."""
         self._on_answer = lambda: None
-        if self._replan is not None and self._thread is not None:
-            self._replan.stop()
+        if self._next is not None:
+            self._next.stop()
 
     # Beyond the margins.
 
     def _beyond(self, phase: int, decision: Decision, estimate: Estimate, executor: Executor) -> None:
         if self._said != "beyond" or controls(decision.schedule) != controls(self._schedule):
-            self._record(phase, "beyond", _numbers(decision))
+            self._record(phase, "beyond", numbers_of(decision))
         self._said = "beyond"
-        if self._replan is None or self._thread is not None or self.successor is not None or self._known(decision):
+        if self._next is None or self._next.busy or self.successor is not None or self._known(decision):
             return
         if not self._settling:
             # What is asked for is a plan for the traffic to come, not for a mixture with that of before.
@@ -294,7 +225,7 @@ class Follower:
 
     def _take_wish(self, phase: int, executor: Executor) -> None:
         """What was asked for, unless a plan is on its way: then after that."""
-        if self._wish is None or self._thread is not None or self.successor is not None:
+        if self._wish is None or self.busy or self.successor is not None:
             return
         with self._lock:
             wish, self._wish = self._wish, None
@@ -313,7 +244,7 @@ class Follower:
 
     def _ask(self, phase: int, estimate: Estimate, decision: Decision, executor: Executor, plan: Plan) -> None:
         """Begins to plan for the estimate under the bounds of `plan`."""
-        assert self._replan is not None
+        assert self._next is not None
         bounds = plan.bounds
         if bounds is not None and bounds.bound_from == "arrival":
             workload = requests_now(estimate, self._arrivals, plan.cache_tokens)
@@ -321,49 +252,26 @@ class Follower:
             workload = lengths_now(estimate, plan.cache_tokens)
         self._asked, self._asked_s, self._wished = decision.means, self._clock(), False
         self._usual_s, self._worst_s = statistics.median(self._turns) if self._turns else 0.0, 0.0
-        self._record(phase, "ask", _numbers(decision))
-        self._thread = threading.Thread(
-            target=self._work, args=(self._replan, workload, plan, executor), name="replan", daemon=True
-        )
-        self._thread.start()
-
-    def _work(self, replan: Replan, workload: Workload, plan: Plan, executor: Executor) -> None:
-        """On its own thread."""
-        answer: Successor | str
-        try:
-            found = replan.plan_again(workload, plan)
-            for name in ("cache_tokens", "max_prompt_tokens"):
-                if getattr(found, name) < getattr(plan, name):
-                    raise ValueError(f"{name}: {getattr(found, name)} is less than what requests were promised")
-            self._planned_s = self._clock() - self._asked_s
-            answer = replan.prepare(executor, found)
-        # A plan that does not come about must not end the service; whatever it was is in the record.
-        except Exception as error:
-            _LOG.debug("no plan", exc_info=True)
-            answer = f"{type(error).__name__}: {error}"
-        with self._lock:
-            self._answer = answer
-        self._on_answer()
+        self._record(phase, "ask", numbers_of(decision))
+        self._next.ask(workload, plan, executor)
 
     def _take_answer(self, phase: int) -> None:
-        with self._lock:
-            answer, self._answer = self._answer, None
+        answer = None if self._next is None else self._next.take()
         if answer is None:
             return
-        self._thread = None
-        took_s = self._clock() - self._asked_s
-        if isinstance(answer, str):
+        took_s, found = self._clock() - self._asked_s, answer.found
+        if isinstance(found, str):
             # What somebody wished for says nothing of what drift would get.
             self._refused = self._refused if self._wished else self._asked
-            self._record(phase, "no plan", {"error": answer, "seconds": took_s})
+            self._record(phase, "no plan", {"error": found, "seconds": took_s})
             return
-        self.successor, self._refused = answer, None
-        schedule = answer.plan.schedule
+        self.successor, self._refused = found, None
+        schedule = found.plan.schedule
         numbers: dict[str, Number] = {
-            "plan": answer.plan.digest[:12], "policy": schedule.policy, "encode_batch": schedule.encode_batch,
+            "plan": found.plan.digest[:12], "policy": schedule.policy, "encode_batch": schedule.encode_batch,
             "decode_iterations": schedule.decode_iterations, "decode_batch": schedule.decode_batch,
-            "max_rows": schedule.max_rows, "stages": len(schedule.stages), "carries": int(answer.carries),
-            "planned_s": self._planned_s, "compiled_s": took_s - self._planned_s,
+            "max_rows": schedule.max_rows, "stages": len(schedule.stages), "carries": int(found.carries),
+            "planned_s": answer.planned_s, "compiled_s": took_s - answer.planned_s,
         }  # fmt: skip
         self._record(phase, "planned", numbers)
 
@@ -372,16 +280,3 @@ class Follower:
         record = Record(self._clock(), phase, event, rounded)
         self.records.append(record)
         _LOG.info("replan %s", record.line())
-
-
-def _numbers(decision: Decision) -> dict[str, Number]:
-    schedule = decision.schedule
-    measured = dataclasses.asdict(decision)
-    for name in ("kind", "schedule", "means"):
-        del measured[name]
-    return {
-        **measured,
-        "encode_batch": schedule.encode_batch,
-        "decode_iterations": schedule.decode_iterations,
-        "decode_batch": schedule.decode_batch,
-    }

@@ -24,9 +24,10 @@ from exegpt_jax.runner.batch import Queue
 from exegpt_jax.runner.entries import decode_entry, encode_entry, stage_entries
 from exegpt_jax.runner.events import Event, Reason
 from exegpt_jax.runner.figures import Figures
-from exegpt_jax.runner.follow import Follower, Successor
+from exegpt_jax.runner.follow import Follower
 from exegpt_jax.runner.intake import Intake
 from exegpt_jax.runner.limits import check
+from exegpt_jax.runner.next_plan import Successor
 from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.rows import Row
 from exegpt_jax.runner.turn import Desk, take_turn

@@ -15,8 +15,10 @@ from exegpt_jax.engine.api import EncodeRow, Executor, Sampling
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.executor import LocalExecutor
 from exegpt_jax.runner.events import Event, Finished
-from exegpt_jax.runner.follow import Follower, Record, Replan, Successor
+from exegpt_jax.runner.follow import Follower
 from exegpt_jax.runner.loop import Runner
+from exegpt_jax.runner.next_plan import Replan, Successor
+from exegpt_jax.runner.records import Record
 from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.succeed import successor_of
 from exegpt_jax.testing.hidden_lengths import HiddenLengths

@@ -15,8 +15,10 @@ import pytest
 from exegpt_jax.engine.api import EncodeRow, Executor, Sampling
 from exegpt_jax.runner.delivery import Outcome
 from exegpt_jax.runner.events import Event, Finished, Tokens
-from exegpt_jax.runner.follow import Follower, Record, Replan
+from exegpt_jax.runner.follow import Follower
 from exegpt_jax.runner.loop import Runner
+from exegpt_jax.runner.next_plan import Replan
+from exegpt_jax.runner.records import Record
 from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.rows import Row
 from exegpt_jax.testing import fake

@@ -16,8 +16,9 @@ from exegpt_jax.engine.executor import LocalExecutor
 from exegpt_jax.engine.pipeline.executor import PipelineExecutor
 from exegpt_jax.engine.succession import PipelineSuccession, Succession, carries, prepare, same_stages, succession
 from exegpt_jax.models.random import random_stage
-from exegpt_jax.runner.follow import Follower, Successor
+from exegpt_jax.runner.follow import Follower
 from exegpt_jax.runner.loop import Runner
+from exegpt_jax.runner.next_plan import Successor
 from exegpt_jax.runner.request import Request
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.buckets import Buckets
