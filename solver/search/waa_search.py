@@ -17,7 +17,7 @@ import numpy as np
 
 from solver.facts.cluster import Link
 from solver.facts.workload import Ints
-from solver.plan.schedule import Policy
+from solver.plan.schedule import CORRECTED_POLICIES, Policy
 from solver.search.outcome import Best, Outcome, Report, Tally
 from solver.search.proof.branch_and_bound import Found, search
 from solver.search.proof.limits import Limits
@@ -66,17 +66,16 @@ class Pair:
     micro_batches: int
     bound_rps: float
 
-    def place(self, setting: Setting) -> PlacedSplit:
+    def place(self, setting: Setting, policy: Policy) -> PlacedSplit:
         encode, decode = (side.place(setting, self.copies) for side in (self.encode, self.decode))
-        split = Split(encode.pipeline, decode.pipeline, self.link, self.encode.replicas, self.decode.replicas)
+        replicas, corrected = (self.encode.replicas, self.decode.replicas), policy in CORRECTED_POLICIES
+        split = Split(encode.pipeline, decode.pipeline, self.link, *replicas, corrected)
         stages, kinds = encode.stages + decode.stages, encode.kinds + decode.kinds
         return PlacedSplit(self.copies, stages, decode.pipeline, kinds, split)
 
 
 def search_waa(setting: Setting, policy: Policy, tally: Tally, report: Report) -> Outcome:
     """The best schedule of a policy whose phases run apart, and a bound on all that its placements allow."""
-    if setting.padding is not None:
-        return Outcome(None, 0.0, "nothing", reason=f"{policy}: its formulas know no padded shapes; use rra")
     pairs, whole = _pairs(setting, policy, tally)
     if not pairs and whole:
         return Outcome(None, 0.0, "nothing", reason=f"{policy}: no pool of devices can be split; give 2 alike at least")
@@ -101,7 +100,7 @@ def _search_pairs(
             tally.complete = False
             open_rps = max(open_rps, pair.bound_rps)
             break
-        placed = pair.place(setting)
+        placed = pair.place(setting, policy)
         found = search_split(setting, placed, pair.micro_batches, tally.left_s, best.rps if best else None)
         tally.add(found)
         if found.best is not None and found.points is not None:
@@ -121,7 +120,15 @@ def search_split(
     capacity = placed.usable_bytes(setting)
     memory = waa_memory(placed.split, setting.lengths, setting.conditions, capacity[:first], capacity[first:])
     return search(
-        WaaBounds(placed.split, setting.lengths, setting.conditions, micro_batches, memory, distinct=True),
+        WaaBounds(
+            placed.split,
+            setting.lengths,
+            setting.conditions,
+            micro_batches,
+            memory,
+            distinct=True,
+            padding=setting.padding,
+        ),
         waa_evaluator(setting, placed, micro_batches),
         limits_of(setting, placed),
         ((1, setting.most_rows), (1, setting.most_rows)),
@@ -143,7 +150,7 @@ def waa_evaluator(setting: Setting, placed: PlacedSplit, micro_batches: int) -> 
     def evaluate(batch: Ints, rows: Ints) -> Points:
         return evaluate_waa(
             placed.split, setting.lengths, setting.conditions, batch, rows, micro_batches,
-            memory=setting.memory, rate_rps=rate_rps, with_tpot=with_tpot,
+            memory=setting.memory, padding=setting.padding, rate_rps=rate_rps, with_tpot=with_tpot,
         )  # fmt: skip
 
     return evaluate
@@ -185,7 +192,7 @@ def _nearest(setting: Setting, policy: Policy, pairs: list[Pair]) -> Best | None
     batch, rows = (grid.ravel() for grid in np.meshgrid(values, values, indexing="ij"))
     nearest: tuple[float, Best] | None = None
     for pair in pairs[:: max(1, len(pairs) // _NEAREST_PAIRS)]:
-        placed = pair.place(setting)
+        placed = pair.place(setting, policy)
         points = waa_evaluator(setting, placed, pair.micro_batches)(batch, rows)
         found = nearest_of(points, limits_of(setting, placed))
         if found is not None and (nearest is None or found[0] < nearest[0]):

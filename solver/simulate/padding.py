@@ -24,6 +24,8 @@ from solver.simulate.lengths import Lengths
 _ROW_RUNGS = 5
 # Calls that are less probable are left out.
 _UNLIKELY = 1e-12
+# Batches up to this are counted one by one, larger ones about five to each doubling.
+_EVERY_BATCH = 24
 # Counts of prompts per rung that are gone through one by one; more are drawn, about so many prompts of each batch size.
 _FEW, _SAMPLES, _SEED = 1024, 4096, 20240407
 
@@ -74,6 +76,25 @@ def encode_calls(padding: Padding, lengths: Lengths, batch: int) -> tuple[Call, 
     with their multinomial probabilities where they are few, else over seeded draws.
     """
     return _calls(padding, *_prompts(padding, lengths), batch)
+
+
+def batch_sizes(most_rows: int) -> list[int]:
+    """Batches of prompts whose calls are counted; between two of them lies a straight line."""
+    sizes = list(range(1, min(most_rows, _EVERY_BATCH) + 1))
+    while sizes[-1] < most_rows:
+        sizes.append(min(most_rows, round(sizes[-1] * 2**0.2)))
+    return sizes
+
+
+@functools.lru_cache(maxsize=64)
+def moved_tokens(padding: Padding | None, lengths: Lengths, most_rows: int) -> Floats:
+    """float64 [r], r = 0 .. most_rows: tokens of r prompts in the shapes of their calls; None: in their own."""
+    batch = np.arange(most_rows + 1, dtype=np.float64)
+    if padding is None:
+        return lengths.mean_input * batch
+    sizes = batch_sizes(most_rows)
+    each = [sum(count * rows * tokens for count, rows, tokens in encode_calls(padding, lengths, n)) for n in sizes]
+    return np.interp(batch, [0, *sizes], [0.0, *each])
 
 
 @functools.lru_cache(maxsize=256)
@@ -168,14 +189,35 @@ def decode_mixture(
       rows, deviation: float64 [P]: mean and standard deviation of residents.
       max_rows: int64 [P]: rows allocated, the largest rung.
     """
-    ladders = np.array([_row_ladder(padding, int(most)) for most in max_rows], np.float64).T
-    below = _normal((ladders + 0.5 - rows) / np.maximum(deviation, 1e-9))
+    ladders = row_ladders(padding, max_rows)
+    share = row_shares(ladders, rows[None], deviation[None], np.ones((1, rows.size)))
+    return decode_calls(padding, lengths, iterations, rows, ladders, share)
+
+
+def row_ladders(padding: Padding, max_rows: Ints) -> Floats:
+    """float64 [rungs, P]: rungs of decode rows of each; the last is `max_rows`."""
+    return np.array([_row_ladder(padding, int(most)) for most in max_rows], np.float64).T
+
+
+def row_shares(ladders: Floats, rows: Floats, deviation: Floats, weight: Floats) -> Floats:
+    """float64 [rungs, P]: how often each is the one that holds all residents.
+
+    These are normal with any of several means and deviations, float64 [moments, P], each as often as `weight` says.
+    """
+    z = (ladders[:, None] + 0.5 - rows) / np.maximum(deviation, 1e-9)
+    below = (_normal(z) * weight).sum(axis=1)
     below[-1] = 1.0
-    row_share = np.diff(below, axis=0, prepend=0.0)
+    return np.diff(below, axis=0, prepend=0.0)
+
+
+def decode_calls(
+    padding: Padding, lengths: Lengths, iterations: int, rows: Floats, ladders: Floats, row_share: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """As `decode_mixture`, from the shares of the rungs of rows [rungs, P]; `rows` [P] on average decide the reach."""
     rungs = padding.cache_rungs
     reach = reach_shares(padding, lengths, iterations)[:, None] ** np.maximum(rows, 1.0)
     reach_share = np.diff(reach, axis=0, prepend=0.0)
-    all_rows = ladders == max_rows
+    all_rows = ladders == ladders[-1]
     # All rows and few of them attend to different rungs, so each pair of rungs stands twice.
     shares, attended = [], []
     for whole in (True, False):

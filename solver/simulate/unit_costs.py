@@ -20,9 +20,7 @@ from solver.plan.memory import dtype_bytes
 from solver.simulate.costs import UnitCosts
 from solver.simulate.lengths import Lengths
 from solver.simulate.memory import block_bytes, cache_token_bytes, embed_bytes, head_bytes
-from solver.simulate.padding import Padding, encode_calls
-
-_EVERY_ROW = 24  # padded batches up to this are counted one by one, larger ones about five to each doubling
+from solver.simulate.padding import Padding, batch_sizes, encode_calls, moved_tokens
 
 
 def unit_costs(
@@ -59,10 +57,10 @@ def unit_costs(
         contexts = _knots(reader, lengths)
         encode, embed, head = _encode_exact(reader, rows, lengths)
         calls = np.ones_like(rows)
-        moved_tokens = rows * lengths.mean_input
     else:
         contexts = np.array(padding.cache_rungs, np.float64)
-        encode, embed, head, calls, moved_tokens = _encode_padded(reader, most_rows, lengths, padding)
+        encode, embed, head, calls = _encode_padded(reader, most_rows, lengths, padding)
+    tokens = moved_tokens(padding, lengths, most_rows)
     # Iterations of a phase that goes in one dispatch have no dispatch of their own.
     decode_dispatch_s = 0.0 if profile.phase_s else profile.iteration_dispatch_s
     return UnitCosts(
@@ -77,8 +75,7 @@ def unit_costs(
         head_decode_s=_from_one(reader.head(rows) + decode_dispatch_s),
         hand_over_encode_s={
             level: _from_one(
-                calls
-                * (link.transfer_s(moved_tokens / np.maximum(calls, 1e-9) * activation_bytes) + profile.dispatch_s)
+                calls * (link.transfer_s(tokens / np.maximum(calls, 1e-9) * activation_bytes) + profile.dispatch_s)
             )
             for level, link in links.items()
         },
@@ -146,9 +143,9 @@ def _encode_exact(reader: _Reader, rows: Floats, lengths: Lengths) -> tuple[Floa
 
 def _encode_padded(
     reader: _Reader, most_rows: int, lengths: Lengths, padding: Padding
-) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-    """Layer, embedding, head, calls and tokens handed over, of each batch: expected sums over its calls."""
-    sizes = _batch_sizes(most_rows)
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Layer, embedding, head and number of calls, of each batch: expected sums over its calls."""
+    sizes = batch_sizes(most_rows)
     columns = []
     for size in sizes:
         shape = np.array(encode_calls(padding, lengths, size))
@@ -159,20 +156,12 @@ def _encode_padded(
                 calls @ reader.embed(rows * tokens),
                 calls @ reader.head(rows),
                 calls.sum(),
-                calls @ (rows * tokens),
             )
         )
     table = np.array(columns).T
     batch = np.arange(most_rows + 1)
-    layer, embed, head, calls_of, tokens_of = (np.interp(batch, sizes, column) for column in table)
-    return layer, embed, head, calls_of, tokens_of
-
-
-def _batch_sizes(most_rows: int) -> list[int]:
-    sizes = list(range(1, min(most_rows, _EVERY_ROW) + 1))
-    while sizes[-1] < most_rows:
-        sizes.append(min(most_rows, round(sizes[-1] * 2**0.2)))
-    return sizes
+    layer, embed, head, calls_of = (np.interp(batch, sizes, column) for column in table)
+    return layer, embed, head, calls_of
 
 
 def _knots(reader: _Reader, lengths: Lengths) -> Floats:

@@ -13,18 +13,15 @@ import numpy as np
 
 from solver.facts.cluster import Link
 from solver.facts.workload import Floats, Ints
-from solver.plan.under_way import BUFFERS
+from solver.plan.plan import encode_call_rows
+from solver.plan.under_way import buffered_tokens, most_batches
 from solver.simulate.costs import Pipeline, UnitCosts
-from solver.simulate.iteration import iterations_s
 from solver.simulate.latency import percentiles
 from solver.simulate.lengths import Lengths, residents
 from solver.simulate.memory import MemoryModel, candidate_bytes
+from solver.simulate.padding import Padding, moved_tokens
 from solver.simulate.points import Conditions, Points, refuse
-from solver.simulate.quantiles import occupancy, resident_quantile
-from solver.simulate.rra import token_quantile
-
-# Cycles whose iterations are told apart in the distribution of residents; longer ones are alike.
-_MOST_ITERATIONS = 4096
+from solver.simulate.waa_decode import MOST_ITERATIONS, DecodeSide, HeldSide, allocated, held, settled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +32,7 @@ class Split:
       encode, decode: their pipelines.
       move: link that carries keys and values from one to the other.
       encode_replicas, decode_replicas: copies of each side (disaggregated; WAA has one of each).
+      corrected: the runner holds the planned decode batch by correcting B_E, to half of it at least.
     """
 
     encode: Pipeline
@@ -42,6 +40,7 @@ class Split:
     move: Link
     encode_replicas: int = 1
     decode_replicas: int = 1
+    corrected: bool = True
 
 
 def evaluate_waa(
@@ -53,6 +52,7 @@ def evaluate_waa(
     decode_micro_batches: Ints | int = 1,
     *,
     memory: MemoryModel | None = None,
+    padding: Padding | None = None,
     rate_rps: float | None = None,
     with_tpot: bool = True,
 ) -> Points:
@@ -60,12 +60,15 @@ def evaluate_waa(
 
     Args:
       encode_batch: int64 [P]: B_E.
-      most_decode_rows: int64 [P]: expected rows that decode may grow to, on each of its replicas.
+      most_decode_rows: int64 [P]: expected rows that decode may grow to, on each of its replicas; under `padding`
+        those that it is held at, from which the rungs follow.
       decode_micro_batches: int64 [P]: m_D.
-      memory, rate_rps, with_tpot: as in `evaluate_rra`.
+      memory, padding, rate_rps, with_tpot: as in `evaluate_rra`.
 
     Returns:
-      Points, refused beyond the rows that costs were tabulated for. Their `decode_iterations` are those of one encode
+      Points, refused beyond the rows that costs were tabulated for; under `padding` also where fewer rows keep up with
+      encode, since a candidate of those has rungs that fit them. Calls of a batch pass several encode stages one behind
+      the other; counted is the whole batch on each, the worst case. Their `decode_iterations` are those of one encode
       cycle, their `decode_batch` is the mean of residents (of one replica), and their memory lists the stages of
       encode, then those of decode. A request that joins waits for the running iteration: a whole one is counted, the
       worst case.
@@ -76,28 +79,49 @@ def evaluate_waa(
     )
     beyond = batch > split.encode.most_rows
     batch = np.minimum(batch, split.encode.most_rows)
-    stages_s = split.encode.encode_s(batch.astype(np.float64))
-    move_s = split.move.transfer_s(np.asarray(_moved_bytes(split.encode, lengths) * batch, np.float64))
-    # The hand-over is double-buffered, so it runs beside the next batch and limits the cycle only where it is slower.
-    cycle_s = np.maximum(stages_s.max(axis=0), move_s)
-    encode_rps = split.encode_replicas * batch / cycle_s
-    rows, iteration_s, decode_rps = _decode_side(split, lengths, encode_rps, caps, parts)
-    throughput = np.minimum(encode_rps, decode_rps)
+    path_s, moved_s, encode_rps = encode_side(split, lengths, padding, batch)
+    side: DecodeSide
+    if padding is None:
+        side = settled(split.decode, split.decode_replicas, lengths, encode_rps, caps, parts)
+    else:
+        least = -(-batch // 2) if split.corrected else batch
+        least_rps = encode_side(split, lengths, padding, least)[2]
+        side = held(
+            split.decode,
+            split.decode_replicas,
+            lengths,
+            conditions,
+            padding,
+            encode_rps,
+            least_rps,
+            batch,
+            caps,
+            parts,
+        )
+        beyond |= side.refused
+    iteration_s, throughput = side.iteration_s, np.minimum(encode_rps, side.most_rps)
     per_replica = throughput / split.decode_replicas
     admitted_s = batch / np.maximum(per_replica, 1e-300)
-    path_s = stages_s.sum(axis=0)
+    joined_s = path_s + moved_s
+    if isinstance(side, HeldSide):
+        # As many batches as there are buffers for, no larger than they must be, are always ahead.
+        ahead = split.encode_replicas * most_batches(len(split.encode.stages)) * least
+        joined_s = np.where(side.full, np.maximum(joined_s, ahead / throughput), joined_s)
 
     def service(steps: Ints) -> Floats:
-        through = path_s + move_s + (steps[:, None] + 1) * iteration_s
+        through = joined_s + (steps[:, None] + 1) * iteration_s
         return np.where(steps[:, None] == 0, path_s, through)
 
     first = path_s if lengths.first_token == "encode" else service(np.array([1]))[0]
     wait_s = batch / throughput
     latency, ttft, tpot = percentiles(lengths, conditions, service, first, wait_s, throughput, rate_rps, with_tpot)
-    iterations = np.clip(np.ceil(admitted_s / np.maximum(iteration_s, 1e-300) - 1e-9), 1, _MOST_ITERATIONS)
+    iterations = np.clip(np.ceil(admitted_s / np.maximum(iteration_s, 1e-300) - 1e-9), 1, MOST_ITERATIONS)
     iterations = iterations.astype(np.int64)
-    joining = np.maximum(per_replica * iterations * iteration_s, batch)
-    max_rows, tokens = _allocated(lengths, conditions, joining, iterations)
+    if isinstance(side, HeldSide):
+        max_rows, tokens = side.max_rows, side.tokens
+    else:
+        joining = np.maximum(per_replica * iterations * iteration_s, batch)
+        max_rows, tokens = allocated(lengths, conditions, joining, iterations)
     points = Points(
         encode_batch=batch,
         decode_iterations=iterations,
@@ -108,67 +132,26 @@ def evaluate_waa(
         period_s=wait_s,
         encode_s=path_s,
         decode_phase_s=iterations * iteration_s,
-        decode_batch=rows,
+        decode_batch=side.rows,
         max_rows=max_rows,
-        memory_bytes=_memory(split, lengths, conditions, memory, batch, max_rows, tokens),
+        memory_bytes=_memory(split, lengths, conditions, memory, batch, max_rows, tokens, padding),
     )
     return refuse(points, beyond)
 
 
-def _moved_bytes(pipeline: Pipeline, lengths: Lengths) -> float:
-    """Keys and values of a mean prompt that the busiest encode device sends."""
+def encode_side(split: Split, lengths: Lengths, padding: Padding | None, batch: Ints) -> tuple[Floats, Floats, Floats]:
+    """Of batches [P]: seconds through all stages, of the hand-over, and requests per second of all replicas."""
+    stages_s = split.encode.encode_s(batch.astype(np.float64))
+    moved_s = move_s(split.move, split.encode, lengths, padding, batch)
+    # The hand-over is double-buffered, so it runs beside the next batch and limits the cycle only where it is slower.
+    encode_rps = split.encode_replicas * batch / np.maximum(stages_s.max(axis=0), moved_s)
+    return stages_s.sum(axis=0), moved_s, encode_rps
+
+
+def move_s(link: Link, pipeline: Pipeline, lengths: Lengths, padding: Padding | None, batch: Ints) -> Floats:
+    """float64 [P]: keys and values of a batch from the busiest encode device, in the shapes of the calls."""
     busiest = max(stage.layers * stage.unit.cache_token_bytes for stage in pipeline.stages)
-    return busiest * lengths.mean_input
-
-
-def _decode_side(
-    split: Split, lengths: Lengths, encode_rps: Floats, caps: Ints, parts: Ints
-) -> tuple[Floats, Floats, Floats]:
-    """Residents, iteration time and capacity of decode, [P] each (rows of one replica, capacity of all).
-
-    Rows grow from an empty side until as many end as come, so of several balances the smallest number of rows counts
-    (T_D(b) / b need not fall on a measured profile). Where none is reached the side runs at its best number of rows.
-    """
-    rows, seconds, capacity = (np.zeros(caps.size) for _ in range(3))
-    mean = lengths.mean_decode
-    context = residents(lengths, 1).context[:1]
-    for part in np.unique(parts):
-        where = np.flatnonzero(parts == part)
-        most = min(int(caps[where].max()), split.decode.most_rows * int(part))
-        grid = np.arange(1, most + 1, dtype=np.float64)
-        table_s = iterations_s(split.decode, grid[None, :], context, np.array([float(part)])).apart_s[0]
-        ending = split.decode_replicas * grid / (max(mean, 1e-300) * table_s)
-        best = np.maximum.accumulate(ending)
-        at_best = np.maximum.accumulate(np.where(ending >= best, np.arange(most), 0))
-        cap = np.minimum(caps[where], most) - 1
-        capacity[where] = best[cap]
-        # The first whole number of rows that keeps up, and the straight line from the one below.
-        reached = np.minimum(np.searchsorted(best, encode_rps[where]), at_best[cap])
-        below = np.maximum(reached - 1, 0)
-        first_rows, first_s = np.where(reached > 0, grid[below], 0.0), np.where(reached > 0, table_s[below], 0.0)
-        step_s = table_s[reached] - first_s
-        # b = a (s0 + (b - b0) ds), with a the rows that come per second of an iteration.
-        coming = np.minimum(encode_rps[where], capacity[where]) * mean / split.decode_replicas
-        slope = 1 - coming * step_s
-        solved = (coming * (first_s - first_rows * step_s)) / np.where(np.abs(slope) < 1e-12, 1.0, slope)
-        rows[where] = np.clip(np.where(np.abs(slope) < 1e-12, grid[reached], solved), first_rows, grid[reached])
-        seconds[where] = first_s + (rows[where] - first_rows) * step_s
-    return rows, seconds, capacity
-
-
-def _allocated(lengths: Lengths, conditions: Conditions, joining: Floats, iterations: Ints) -> tuple[Ints, Floats]:
-    """Rows and cached tokens to allocate: residents of 2.2 with N iterations and `joining` requests a cycle.
-
-    Where an iteration takes longer than a batch, N is 1 and several batches join at once.
-    """
-    max_rows, tokens = np.zeros(joining.size, np.int64), np.zeros(joining.size)
-    for count in np.unique(iterations):
-        where = iterations == count
-        held = occupancy(lengths, int(count), conditions.delivery == "phase+1")
-        max_rows[where] = resident_quantile(joining[where], held, conditions.overflow)
-        found = residents(lengths, int(count))
-        tokens[where] = token_quantile(found.tokens, found.tokens_variance, joining[where], conditions.overflow)
-    return max_rows, tokens
+    return np.asarray(link.transfer_s(busiest * moved_tokens(padding, lengths, pipeline.most_rows)[batch]), np.float64)
 
 
 def _memory(
@@ -179,15 +162,20 @@ def _memory(
     batch: Ints,
     max_rows: Ints,
     tokens: Floats,
+    padding: Padding | None,
 ) -> Floats:
     """Either side may hold the buffers: batches on their way, each prompt as long as the longest."""
-    most = lengths.workload.most_tokens
-    encode = candidate_bytes(split.encode, conditions, memory, "encode", max_rows, batch, tokens, most)
-    decode = candidate_bytes(split.decode, conditions, memory, "decode", max_rows, np.ones_like(batch), tokens, most)
+    most, longest = lengths.workload.most_tokens, lengths.workload.most_input
+    call_rows = batch
+    if padding is not None:
+        call_rows = np.minimum(batch, encode_call_rows(split.encode.most_rows, padding.max_prompt_tokens))
+    if memory is not None:
+        longest = max(longest, memory.max_prompt_tokens)
+    encode = candidate_bytes(split.encode, conditions, memory, "encode", max_rows, call_rows, tokens, most)
+    decode = candidate_bytes(split.decode, conditions, memory, "decode", max_rows, call_rows, tokens, most)
     stages = (*split.encode.stages, *split.decode.stages)
     held = np.array([stage.layers * stage.unit.cache_token_bytes for stage in stages], np.float64)
-    buffers = float(BUFFERS) * batch * lengths.workload.most_input * held[:, None]
-    return np.concatenate([encode, decode]) + buffers
+    return np.concatenate([encode, decode]) + buffered_tokens(1, longest) * batch * held[:, None]
 
 
 def waa_split(

@@ -14,6 +14,7 @@ from solver.facts.model_spec import ModelSpec
 from solver.facts.workload import Workload
 from solver.plan.memory import DeviceMemory, memory_table
 from solver.plan.plan import Plan
+from solver.plan.under_way import with_buffers
 from solver.verify.residents import share_above
 from solver.verify.rra import Answers, Asked, Candidate, Derived, Line, derive
 from solver.verify.stage_times import Setting
@@ -66,7 +67,8 @@ def check_memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> list[Check]:
     """Bytes as the engine counts them, against the plan's table and the devices."""
     devices = {device.id: device for device in cluster.devices()}
     counted: dict[int, DeviceMemory] = {}
-    for entry in memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype):
+    table = memory_table(spec, plan.schedule, plan.buckets, plan.dtype, plan.cache_dtype, plan.cache_layout)
+    for entry in with_buffers(table, spec, plan):
         counted.setdefault(entry.stage, entry)
     checks = []
     if not plan.memory:

@@ -45,6 +45,9 @@ class EncodeCosts:
     def decode(self, phase: DecodePhase) -> np.ndarray:
         return np.array([[[decode_s(int(rows))]] for rows in phase.rows])
 
+    def moved_tokens(self, inputs: np.ndarray) -> int:
+        return int(inputs.sum())
+
 
 class OnClock(FakeExecutor):
     """Computes at once, and says when devices would have: each side works on one thing at a time."""

@@ -14,10 +14,10 @@ import numpy as np
 from solver.facts.cluster import Link
 from solver.facts.workload import Floats
 from solver.search.proof.waa_bounds import decode_memory, encode_memory
+from solver.search.proof.waa_decode_floors import HeldFloors, exact_s
 from solver.search.setting import Setting
 from solver.search.uniform import Placed
-from solver.simulate.iteration import iterations_s
-from solver.simulate.lengths import residents
+from solver.simulate.waa import move_s
 
 # Rates that are tabulated, in requests per second: from the least to the most, in equal ratios of 1.02.
 _LEAST_RPS, _MOST_RPS, _RATES = 1e-4, 1e6, 1200
@@ -83,11 +83,10 @@ def encode_curve(setting: Setting, rates: Rates, placed: Placed, replicas: int, 
     batches = np.arange(1, setting.most_rows + 1, dtype=np.float64)
     stages_s = pipeline.encode_s(batches)
     path_s = stages_s.sum(axis=0)
-    busiest = max(stage.layers * stage.unit.cache_token_bytes for stage in pipeline.stages)
-    move_s = link.transfer_s(busiest * setting.lengths.mean_input * batches)
-    rps = replicas * batches / np.maximum(stages_s.max(axis=0), move_s)
+    hand_over_s = move_s(link, pipeline, setting.lengths, setting.padding, batches.astype(np.int64))
+    rps = replicas * batches / np.maximum(stages_s.max(axis=0), hand_over_s)
     fits = memory.share(batches, np.zeros(len(batches))) <= 1 + _ROUNDING
-    rps, path_s, move_s = rps[fits], path_s[fits], move_s[fits]
+    rps, path_s, hand_over_s = rps[fits], path_s[fits], hand_over_s[fits]
     order = np.argsort(-rps, kind="stable")
     # Of the batches from the fastest on, those that reach a rate.
     reach = np.searchsorted(-rps[order], -rates.rps * (1 - _ROUNDING), side="right")
@@ -95,7 +94,7 @@ def encode_curve(setting: Setting, rates: Rates, placed: Placed, replicas: int, 
     def least(seconds: Floats) -> Floats:
         return np.concatenate([[np.inf], np.minimum.accumulate(seconds[order])])[reach]
 
-    return EncodeCurve(least(path_s), least(path_s + move_s), least(move_s), float(rps.max(initial=0.0)))
+    return EncodeCurve(least(path_s), least(path_s + hand_over_s), least(hand_over_s), float(rps.max(initial=0.0)))
 
 
 def decode_curve(setting: Setting, rates: Rates, placed: Placed, replicas: int, micro_batches: int) -> DecodeCurve:
@@ -103,8 +102,11 @@ def decode_curve(setting: Setting, rates: Rates, placed: Placed, replicas: int, 
     lengths = setting.lengths
     memory = decode_memory(placed.pipeline, lengths, setting.conditions, placed.usable_bytes(setting))
     rows = np.arange(1, min(setting.most_rows, placed.pipeline.most_rows * micro_batches) + 1, dtype=np.float64)
-    context = residents(lengths, 1).context[:1]
-    table_s = iterations_s(placed.pipeline, rows[None, :], context, np.array([float(micro_batches)])).apart_s[0]
+    if setting.padding is None:
+        table_s = exact_s(placed.pipeline, lengths, rows, micro_batches)
+    else:
+        floors = HeldFloors(placed.pipeline, replicas, lengths, micro_batches)
+        table_s = floors.table_s(placed.pipeline.most_rows)[: len(rows)]
     best_rps = np.maximum.accumulate(replicas * rows / (max(lengths.mean_decode, 1e-300) * table_s))
     # Rows may settle anywhere above the whole number before the first that keeps up, at no less than the least beyond.
     before = np.concatenate([[0.0], table_s[:-1]])

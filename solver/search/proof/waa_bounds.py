@@ -1,9 +1,8 @@
 """Bounds for WAA: boxes of B_E and of the rows that decode may grow to (scheduling.md, 2.3 and 2.6 j).
 
-The slower side sets the pace, so throughput is bounded by the best of each side alone. Decode settles at the first
-number of rows that keeps up with encode, or at the best that its cap allows; both only move up with their causes, so a
-box of candidates settles within a range of rows, and the least time over that range bounds every latency. The same
-search as for RRA runs on these bounds.
+The slower side sets the pace, so throughput is bounded by the best of each side alone, and the least time that an
+iteration takes at the rows of a box (`proof.waa_decode_floors`) bounds every latency. The same search as for RRA runs
+on these bounds.
 """
 
 from __future__ import annotations
@@ -13,16 +12,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from solver.facts.workload import Floats, Ints
+from solver.facts.workload import Floats
 from solver.search.proof.bounds import ROUNDING, SHARE_ROUNDING
 from solver.search.proof.boxes import BoxBounds, Boxes
 from solver.search.proof.floors import MemoryFloor, memory_floor
 from solver.search.proof.range_minimum import RangeMinimum
+from solver.search.proof.waa_decode_floors import decode_floors
 from solver.simulate.costs import Pipeline
-from solver.simulate.iteration import iterations_s
 from solver.simulate.lengths import Lengths, residents
+from solver.simulate.padding import Padding
 from solver.simulate.points import Conditions
-from solver.simulate.waa import Split
+from solver.simulate.waa import Split, encode_side
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,8 +81,7 @@ def decode_memory(
 class WaaBounds:
     """Bounds of one split; the second variable of a box is the cap on decode rows.
 
-    With `distinct`, candidates whose cap is higher than their rows ever settle count as refused: with the smallest such
-    cap they are the same candidate, and the others are a plateau that a search would have to walk.
+    `padding`: of a profile of padded shapes; `distinct` as in `SettledFloors`.
     """
 
     def __init__(
@@ -93,27 +92,15 @@ class WaaBounds:
         micro_batches: int = 1,
         memory: WaaMemory | None = None,
         distinct: bool = False,
+        padding: Padding | None = None,
     ) -> None:
-        self._distinct = distinct
-        self._lengths, self._memory, self._overflow = lengths, memory, conditions.overflow
+        self._lengths, self._memory = lengths, memory
         self._longest = lengths.decode_percentile(conditions.latency_percentile)
         self._most_encode = split.encode.most_rows
-        batches = np.arange(1, self._most_encode + 1, dtype=np.float64)
-        stages_s = split.encode.encode_s(batches)
-        moved = max(s.layers * s.unit.cache_token_bytes for s in split.encode.stages) * lengths.mean_input
-        move_s = split.move.transfer_s(moved * batches)
-        encode_rps = split.encode_replicas * batches / np.maximum(stages_s.max(axis=0), move_s)
-        path_s = stages_s.sum(axis=0)
-        self._encode = RangeMinimum(np.stack([path_s, path_s + move_s, move_s, encode_rps, -encode_rps], axis=1))
-
-        rows = np.arange(1, split.decode.most_rows * micro_batches + 1, dtype=np.float64)
-        context = residents(lengths, 1).context[:1]
-        table_s = iterations_s(split.decode, rows[None, :], context, np.array([float(micro_batches)])).apart_s[0]
-        ending = split.decode_replicas * rows / (max(lengths.mean_decode, 1e-300) * table_s)
-        self._best_rps = np.maximum.accumulate(ending)
-        self._at_best = np.maximum.accumulate(np.where(ending >= self._best_rps, np.arange(len(rows)), 0))
-        # Entry r is the time at r rows; below one row it falls to nothing.
-        self._decode = RangeMinimum(np.concatenate([[0.0], table_s]))
+        batches = np.arange(1, self._most_encode + 1)
+        path_s, moved_s, encode_rps = encode_side(split, lengths, padding, batches)
+        self._encode = RangeMinimum(np.stack([path_s, path_s + moved_s, moved_s, encode_rps, -encode_rps], axis=1))
+        self._decode = decode_floors(split.decode, split.decode_replicas, lengths, padding, micro_batches, distinct)
         after = np.flatnonzero(np.diff(lengths.alive, append=0.0) < 0)
         skipped = 0 if lengths.first_token == "encode" else 1
         kept = after - skipped >= 1
@@ -125,35 +112,24 @@ class WaaBounds:
         """Bounds of every box."""
         first = np.minimum(boxes.first_low, self._most_encode) - 1
         last = np.minimum(boxes.first_high, self._most_encode) - 1
-        path_s, moved_s, move_s, least_rps, most_rps = self._encode.least(first, last).T
+        path_s, moved_s, apart_s, least_rps, most_rps = self._encode.least(first, last).T
         most_rps = -most_rps
-        cap_low, cap_high = (np.minimum(cap, len(self._best_rps)) - 1 for cap in (boxes.second_low, boxes.second_high))
-        low_rows = self._settled(least_rps * (1 - ROUNDING), cap_low) - 1  # it may lie between two whole numbers
-        high_rows = self._settled(most_rps * (1 + ROUNDING), cap_high)
-        iteration_s = self._decode.least(low_rows, high_rows)
+        reach = self._decode.over(boxes, least_rps, most_rps)
+        iteration_s = reach.iteration_s
         latency_s = moved_s + (self._longest + 1) * iteration_s if self._longest else path_s
         ttft_s = path_s if not self._skipped else moved_s + 2 * iteration_s
         share = np.zeros(len(boxes))
         if self._memory is not None:
-            batch = boxes.first_low.astype(np.float64)
-            # At least B_E rows join, and the peak of residents is at least their mean.
-            rows = np.maximum(batch, low_rows * (1 - ROUNDING) - 1)
-            share = self._memory.share(batch, rows) * (1 - ROUNDING)
-        refused = boxes.first_low > self._most_encode
-        if self._distinct:
-            everything = np.full(len(boxes), len(self._best_rps) - 1)
-            refused |= boxes.second_low > self._settled(most_rps * (1 + ROUNDING), everything)
+            share = self._memory.share(boxes.first_low.astype(np.float64), reach.rows) * (1 - ROUNDING)
+        refused = reach.refused | (boxes.first_low > self._most_encode)
         return BoxBounds(
-            throughput_rps=np.minimum(most_rps, self._best_rps[cap_high]) * (1 + ROUNDING),
+            # Encode's part is the very number that candidates have.
+            throughput_rps=np.minimum(most_rps, reach.most_rps * (1 + ROUNDING)),
             latency_s=latency_s * (1 - ROUNDING),
             ttft_s=ttft_s * (1 - ROUNDING),
-            tpot_s=self._tpot(iteration_s, move_s) * (1 - ROUNDING) if with_tpot else np.zeros(len(boxes)),
+            tpot_s=self._tpot(iteration_s, apart_s) * (1 - ROUNDING) if with_tpot else np.zeros(len(boxes)),
             memory_share=np.where(refused, np.inf, share),
         )
-
-    def _settled(self, rate_rps: Floats, cap: Ints) -> Ints:
-        """Whole rows, at least 1, at which decode keeps up with such a rate, or does its best."""
-        return np.minimum(np.searchsorted(self._best_rps, rate_rps), self._at_best[cap]) + 1
 
     def _tpot(self, iteration_s: Floats, move_s: Floats) -> Floats:
         """Quantile over requests; each waits for one iteration more than it runs, and for the hand-over before it."""

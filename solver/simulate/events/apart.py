@@ -75,6 +75,8 @@ class ApartLoop:
         self._start_s, self._encoded_s = np.zeros(len(demand)), np.zeros(len(demand))
         self._ends = np.zeros(len(demand), np.int64)
         self._deferrals = self._deferred_to = 0
+        # Everybody from the oldest who may still decode to the last who has joined.
+        self._oldest = self._joined = 0
 
     def run(self) -> Outcome:
         while self._queue.left or self._flying or self._rows.live:
@@ -109,7 +111,8 @@ class ApartLoop:
         parts = math.ceil(admitted / self._schedule.encode_micro_batch)
         done_s = self._encoder.encode(self._encode_costs.encode(inputs, parts), start_s)[-1]
         self._start_s[members], self._encoded_s[members] = start_s, done_s
-        self._flying.append(Payload(members, done_s + self._hand_over_s * float(inputs.sum())))
+        moved_s = self._hand_over_s * self._encode_costs.moved_tokens(inputs)
+        self._flying.append(Payload(members, done_s + moved_s))
         work = Work("encode", admitted, int(inputs.sum()))
         note(self._timeline, len(self._phases), work, start_s, self._encoder.free_s)
 
@@ -125,13 +128,27 @@ class ApartLoop:
         if not live:
             return
         parts = min(self._parts, live)
-        phase = DecodePhase(np.array([live]), np.array([tokens / live]), parts, 1, live, 0)
-        done_s = self._decoder.decode(self._decode_costs.decode(phase), self._ready_s[:parts])[0]
+        phase = DecodePhase(np.array([live]), np.array([tokens / live]), parts, 1, live, self._reach())
+        # Each iteration is a call of its own.
+        ready_s = [part_s + self._decode_costs.phase_s for part_s in self._ready_s[:parts]]
+        done_s = self._decoder.decode(self._decode_costs.decode(phase), ready_s)[0]
         self._ready_s = [*done_s.tolist(), *[float(done_s[-1])] * (self._parts - parts)]
         self._done_s.append(float(done_s.max()))
         rows.step()
         work = Work("decode", live, live, 1, first_stage=self._encode_costs.stages)
         note(self._timeline, len(self._phases), work, now_s, self._decoder.free_s)
+
+    def _reach(self) -> int:
+        """Positions of the longest row behind the next iteration; 0 unless the costs ask for it."""
+        if not self._decode_costs.most_decode:
+            return 0
+        iteration = self._rows.iteration
+        while self._ends[self._oldest] <= iteration:
+            self._oldest += 1
+        joined = slice(self._oldest, self._joined)
+        live = self._ends[joined] > iteration
+        behind = iteration - (self._ends[joined] - self._decode[joined])[live]
+        return int((self._demand.input_tokens[joined][live] + behind).max()) + 1
 
     def _let_in(self, now_s: float) -> tuple[int, int, bool]:
         """Who has been handed over and fits, in order; with the last of a batch its buffer falls free."""
@@ -142,7 +159,7 @@ class ApartLoop:
             fitting = self._fitting(payload.members)
             members = slice(start, start + fitting)
             self._ends[members] = self._rows.join(self._demand.input_tokens[members], self._decode[members])
-            admitted += fitting
+            admitted, self._joined = admitted + fitting, members.stop
             if start + fitting < stop:
                 self._flying.appendleft(Payload(slice(start + fitting, stop), payload.ready_s))
                 self._deferrals += max(0, stop - max(start + fitting, self._deferred_to))

@@ -60,6 +60,10 @@ class Costs(Protocol):
         """float64 [N, parts, stages]."""
         ...
 
+    def moved_tokens(self, inputs: Ints) -> int:
+        """Positions of keys and values that these prompts hand over to decode devices."""
+        ...
+
 
 class WorkloadCosts:
     """By rows; every prompt counts as one of the workload. Attributes as in `Costs`."""
@@ -78,6 +82,10 @@ class WorkloadCosts:
     def decode(self, phase: DecodePhase) -> Floats:
         """float64 [N, parts, stages]."""
         return decode_parts(self._lookup, phase.rows, phase.context, phase.parts)
+
+    def moved_tokens(self, inputs: Ints) -> int:
+        """Their own."""
+        return int(inputs.sum())
 
 
 def decode_parts(lookup: DecodeLookup, rows: Ints, context: Floats, parts: int) -> Floats:

@@ -82,6 +82,10 @@ class BucketCosts(WorkloadCosts):
         spent = self._decode_s(rows, phase.parts, attended)
         return np.broadcast_to(np.array(spent), (len(phase.rows), phase.parts, self.stages))
 
+    def moved_tokens(self, inputs: Ints) -> int:
+        """In the shapes of the calls."""
+        return sum(rows * tokens for rows, tokens in self.calls(inputs))
+
     def shape(self, phase: DecodePhase) -> tuple[int, int]:
         """Rows and attended positions of the decode program that runs."""
         rows = round_up(phase.held, self._buckets.decode_rows)

@@ -81,7 +81,7 @@ def simulate(
       cache_tokens: positions that a replica's cache holds ("paged"); None: no limit.
       page_tokens: positions that are given out together (chunked).
       source: costs of the very batch, from the lengths of its prompts and, for padded profiles, in its compiled shapes
-        (policies that work in phases); None: prompts cost as the workload's mean ones.
+        (all policies but chunked); None: prompts cost as the workload's mean ones.
       timeline_capacity: entries that the outcome's timeline keeps, of the first replica.
 
     Raises:
@@ -99,9 +99,10 @@ def simulate(
             loop = ChunkedLoop(schedule, mixed, share, room, timeline)
         elif schedule.policy in APART:
             encode: Costs = WorkloadCosts(machines.encode)
-            if source is not None and source.buckets is None:
-                encode = source.costs(machines.encode, 0)
-            decode = WorkloadCosts(machines.decode)
+            decode: Costs = WorkloadCosts(machines.decode)
+            if source is not None:
+                most_decode = int(demand.decode_iterations(first_token).max())
+                encode, decode = (source.costs(side, most_decode) for side in (machines.encode, machines.decode))
             per_token_s = machines.hand_over_s / machines.mean_input
             loop = ApartLoop(schedule, encode, decode, share, room, per_token_s, first_token, corrected, timeline)
         else:
