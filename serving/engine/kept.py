@@ -14,7 +14,7 @@ from exegpt_jax.runner.limits import check
 from exegpt_jax.runner.request import Request
 from solver.plan.plan import Plan
 
-_MOST_DEATHS = 2
+_MOST_DEATHS = 3
 """So many engines that died between two tokens of a request may have died of it."""
 
 
@@ -25,7 +25,7 @@ class Kept:
     Attributes:
       request: as it was asked; its arrival is set.
       told_ids: tokens that came so far.
-      deaths: engines that died since the last of them.
+      deaths: engines that died at work since the last of them.
     """
 
     request: Request

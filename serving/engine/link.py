@@ -23,6 +23,7 @@ from exegpt_jax.runner.events import Event, Finished, Tokens
 from exegpt_jax.runner.limits import check
 from exegpt_jax.runner.loop import Stats
 from exegpt_jax.runner.request import Request
+from serving.engine.deaths import Deaths
 from serving.engine.kept import Kept
 from serving.engine.process import EngineProcess
 from serving.engine.wire import from_request, to_events
@@ -32,13 +33,13 @@ from solver.plan.plan import Plan, from_json
 _LOG = logging.getLogger(__name__)
 
 _PING_S = 0.25
-# A process that answers no ping for so long does not look well; after the second time it is replaced.
+# A process that answers no ping for so long does not look well; after the second time it is replaced. One that begins
+# answers when Python has imported what it needs, and loading may keep the interpreter to itself for a while.
 _SILENT_S = 1.5
 HUNG_S = 10.0
+_BUILD_HUNG_S = 120.0
 # The engine ends requests at phase boundaries; who asked must not wait for one that does not come.
 _DEADLINE_GRACE_S = 0.5
-# Engines that die one after the other without a token between them will not do better.
-_MOST_DEATHS = 3
 _NOTHING = Stats(0, 0, 0, 0, 0, 0, 0, 0, broken=False)
 
 
@@ -63,7 +64,7 @@ class EngineLink:
       on_line: gets what the engine says while it builds; None leaves it to the process to print.
       cores: that the engine keeps to; all if empty.
       environment: for its processes.
-      hung_s: a process that is silent for so long is killed.
+      hung_s: a process that works and is silent for so long is killed.
 
     Attributes:
       gone: set when the engine cannot be had any more.
@@ -94,7 +95,7 @@ class EngineLink:
         self._built: asyncio.Future[Plan] | None = None
         self._stopped: asyncio.Future[Stopped] | None = None
         self._running = self._well = False
-        self._deaths = 0
+        self._deaths = Deaths()
         self._heard_s = 0.0
 
     # Who asks.
@@ -204,6 +205,7 @@ class EngineLink:
         finally:
             self._built = None
         self._running = True
+        self._deaths.built(time.monotonic())
         self._resume(plan)
         self._set_well(True)
         return plan
@@ -254,7 +256,7 @@ class EngineLink:
                 self._deliver(to_events(message.events))
             case "said" if self._on_line is not None:
                 self._on_line(message.said.line)
-            case "built" if self._built is not None:
+            case "built" if self._built is not None and not self._built.done():
                 self._built.set_result(from_json(message.built.plan))
             case "stopped" if self._stopped is not None:
                 figures = json.loads(message.stopped.figures)
@@ -274,7 +276,7 @@ class EngineLink:
             kept = self._kept.get(event.id)
             if kept is None:
                 continue
-            self._deaths = 0
+            self._deaths.told()
             if isinstance(event, Tokens):
                 kept.add(event)
             else:
@@ -305,7 +307,7 @@ class EngineLink:
     async def _replace(self) -> None:
         """The process has gone: another one takes its place, unless that is hopeless."""
         assert self._process is not None
-        self._running = False
+        worked, self._running = self._running, False
         self._work = pb.Work()
         self._set_well(False)
         status = await self._process.end()
@@ -316,13 +318,17 @@ class EngineLink:
             self._give_up(line)
             return
         for kept in self._kept.values():
-            kept.deaths += 1
-        self._deaths += 1
-        if self._deaths >= _MOST_DEATHS:
-            self._give_up(f"{line}, {self._deaths} times without a token between")
+            kept.deaths += worked
+        hopeless = self._deaths.died(time.monotonic())
+        if hopeless is not None:
+            self._give_up(f"{line}, {hopeless}")
             return
         _LOG.error("%s; another one is started for %d requests", line, len(self._kept))
-        await self._start()
+        try:
+            await self._start()
+        except OSError as error:
+            self._give_up(f"no engine process can be started: {error.strerror}")
+            return
         self._tasks.append(asyncio.create_task(self._rebuild()))
 
     async def _rebuild(self) -> None:
@@ -363,12 +369,13 @@ class EngineLink:
             await asyncio.sleep(_PING_S)
             now_s = time.monotonic()
             self._end_overdue(now_s)
-            if self._process is None or not self._running:
+            if self._process is None:
                 continue
             self._process.send(pb.ToEngine(ping=pb.Ping(number=number)))
             silent_s = now_s - self._heard_s
-            self._set_well(silent_s < _SILENT_S)
-            if silent_s > self._hung_s:
+            if self._running:
+                self._set_well(silent_s < _SILENT_S)
+            if silent_s > (_BUILD_HUNG_S if self._built is not None else self._hung_s):
                 _LOG.error("the engine process has been silent for %.0f s; it is killed", silent_s)
                 self._process.kill()
 

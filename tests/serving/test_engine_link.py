@@ -4,86 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from exegpt_jax.engine.api import Sampling
-from exegpt_jax.runner.events import Event, Finished, Tokens
 from exegpt_jax.runner.request import Request
-from exegpt_jax.testing.fake import answer
-from serving.engine.link import EngineLink
-from tests.serving.servers import VOCABULARY
-
-FLAGS = ("--engine=fake", "--fake_step_s=0.005", "--decode_iterations=4", "--max_rows=16", "--cache_tokens=200")
-
-
-class Heard:
-    """What came, by request."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, list[int]] = {}
-        self.ends: dict[str, Finished] = {}
-        self.states: list[tuple[bool, float]] = []
-
-    def on_events(self, events: list[Event]) -> None:
-        for event in events:
-            assert event.id not in self.ends, "nothing comes behind the end"
-            if isinstance(event, Tokens):
-                self.tokens.setdefault(event.id, []).extend(event.token_ids)
-            else:
-                self.ends[event.id] = event
-
-    def on_state(self, well: bool) -> None:
-        self.states.append((well, time.monotonic()))
-
-    async def all_ended(self, count: int, timeout_s: float = 60.0) -> None:
-        await until(lambda: len(self.ends) == count, timeout_s)
-
-
-async def until(condition: object, timeout_s: float = 30.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end_s, "still not so"
-        await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def engine(model: Path, *flags: str, hung_s: float = 10.0) -> AsyncIterator[tuple[EngineLink, Heard]]:
-    heard = Heard()
-    link = EngineLink(heard.on_events, heard.on_state, hung_s=hung_s)
-    try:
-        await link.build([f"--model={model}", *FLAGS, *flags])
-        yield link, heard
-    finally:
-        await link.close()
-
-
-def requests(count: int, seed: int) -> list[Request]:
-    rng = random.Random(seed)
-    return [
-        Request(
-            str(number),
-            tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))),
-            Sampling(max_tokens=rng.randint(1, 70), stop_ids=(5, 77), min_tokens=rng.choice([0, 10])),
-            arrival_s=time.monotonic(),
-        )
-        for number in range(count)
-    ]
-
-
-def check_whole(heard: Heard, asked: list[Request]) -> None:
-    for request in asked:
-        expected = answer(request.prompt_ids, request.sampling, VOCABULARY)
-        assert tuple(heard.tokens[request.id]) == expected
-        end = heard.ends[request.id]
-        assert end.reason == ("stop" if expected[-1] in request.sampling.stop_ids else "length")
-        assert end.completion_tokens == len(expected)
+from tests.serving.engines import FLAGS, check_whole, engine, requests, until
 
 
 def test_answers_come_whole_and_figures_at_the_end(tiny_model: Path) -> None:
@@ -203,11 +132,11 @@ def test_an_engine_that_never_lives_is_given_up(tiny_model: Path) -> None:
         async with engine(tiny_model, "--fake_step_s=5") as (link, heard):
             link.submit(Request("x", (1, 2), Sampling(max_tokens=50)))
             for _ in range(3):
-                await until(lambda: link.pid is not None)
+                await until(lambda: link.works)
                 pid = link.pid
                 assert pid is not None
                 os.kill(pid, signal.SIGKILL)
-                await until(lambda pid=pid: link.pid != pid)
+                await until(lambda pid=pid: link.pid != pid and not link.works)
             assert "3 times without a token between" in await asyncio.wait_for(asyncio.shield(link.gone), 10)
             assert heard.ends["x"].reason == "abort"
 
