@@ -25,7 +25,7 @@ from exegpt_jax.profiler.rounds import Effort, Progress, take_samples
 from exegpt_jax.profiler.runner_gap import runner_gap_s
 from exegpt_jax.profiler.stage_dispatch import stage_dispatch_s
 from exegpt_jax.profiler.tables import overheads, spread_of, tables_of
-from exegpt_jax.runner.build import device_bytes
+from exegpt_jax.runner.warm import device_bytes
 from exegpt_jax.sharding.stage import Stage
 from exegpt_jax.weights.digest import checkpoint_digest
 from exegpt_jax.weights.loading import load_stage

@@ -6,23 +6,24 @@ short measurement.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import jax
 
-from exegpt_jax.engine.apart.executor import WaaExecutor
-from exegpt_jax.engine.api import EngineError
-from exegpt_jax.engine.compiling import Program, keep_on_disk
-from exegpt_jax.engine.engine import Engine
-from exegpt_jax.engine.executor import LocalExecutor
-from exegpt_jax.engine.pipeline.executor import PipelineExecutor
 from exegpt_jax.runner import measure
+from exegpt_jax.runner.warm import (
+    Assembled,
+    Compiled,
+    Say,
+    device_bytes,
+    keep_programs,
+    out_of_memory_named,
+    silent,
+    warm,
+)
 from exegpt_jax.sharding.stage import Stage
 from exegpt_jax.weights.digest import checkpoint_digest
 from exegpt_jax.weights.loading import load_stage
@@ -30,40 +31,14 @@ from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.facts.tensor_degree import check_tensor
 from solver.plan.memory import DeviceMemory, memory_table, out_of_memory, rows_that_fit
-from solver.plan.micro_batches import decode_parts
 from solver.plan.plan import Plan, encode_call_rows, make_plan
 from solver.plan.schedule import FLAG_POLICIES, Policy, Schedule, StageSpec
-from solver.plan.under_way import works_apart
-
-Say = Callable[[str], None]
-Compiled = Callable[[str, int, int], None]
 
 _MOST_CACHE_TOKENS = 2048
 _MOST_ROWS_CPU, _MOST_ROWS = 32, 256
 _STATIC_ITERATIONS = 32
 # Rows of the largest encode call where a policy refills before every iteration.
 _REFILL_BATCH = 8
-_REPORT_S = 5.0
-_DEFAULT_COMPILATION_CACHE = Path("~/.cache/exegpt_jax/programs")
-
-
-@dataclasses.dataclass(frozen=True)
-class Assembled:
-    """A plan and what runs it.
-
-    Attributes:
-      plan: with every control variable.
-      executor: warm.
-      spec: of the model.
-      programs: every compiled program.
-      memory: what each device holds, by the accounting.
-    """
-
-    plan: Plan
-    executor: LocalExecutor | PipelineExecutor | WaaExecutor
-    spec: ModelSpec
-    programs: tuple[Program, ...]
-    memory: tuple[DeviceMemory, ...]
 
 
 def build(
@@ -101,16 +76,8 @@ def build(
     say = progress or silent
     keep_programs(compilation_cache)
     spec = read_model_spec(directory)
-    if policy not in FLAG_POLICIES:
-        raise ValueError(f"policy: {policy!r} takes a plan; choose one of {', '.join(FLAG_POLICIES)}, or give --plan")
-    if token_budget is not None and policy != "chunked":
-        raise ValueError(f"token_budget: {token_budget} given, but policy {policy} has none; leave it out")
-    if not 0.0 < memory_fraction <= 1.0:
-        raise ValueError(f"memory_fraction: {memory_fraction} is out of range; give more than 0 and at most 1")
-    check_tensor(spec, tensor)
     devices = jax.local_devices()
-    if tensor > len(devices):
-        raise ValueError(f"tensor: {tensor} exceeds the {len(devices)} devices; lower it, or raise --devices on CPU")
+    _check(spec, policy, token_budget, tensor, memory_fraction, len(devices))
     on_cpu = devices[0].platform == "cpu"
     dtype = dtype or ("float32" if on_cpu else "bfloat16")
     stage = StageSpec("both", (0, spec.num_layers), tuple(device.id for device in devices[:tensor]), tensor)
@@ -153,8 +120,19 @@ def build(
         return warm([loaded], plan, memory, say, compiled)
 
 
-def silent(line: str) -> None:
-    """Nobody waits."""
+def _check(
+    spec: ModelSpec, policy: str, token_budget: int | None, tensor: int, memory_fraction: float, devices: int
+) -> None:
+    """Raises ValueError for what no schedule can make good."""
+    if policy not in FLAG_POLICIES:
+        raise ValueError(f"policy: {policy!r} takes a plan; choose one of {', '.join(FLAG_POLICIES)}, or give --plan")
+    if token_budget is not None and policy != "chunked":
+        raise ValueError(f"token_budget: {token_budget} given, but policy {policy} has none; leave it out")
+    if not 0.0 < memory_fraction <= 1.0:
+        raise ValueError(f"memory_fraction: {memory_fraction} is out of range; give more than 0 and at most 1")
+    check_tensor(spec, tensor)
+    if tensor > devices:
+        raise ValueError(f"tensor: {tensor} exceeds the {devices} devices; lower it, or raise --devices on CPU")
 
 
 def _budget(policy: str, given: int | None) -> int:
@@ -193,28 +171,6 @@ def _with_rows(
         return schedule
     limit = max(_MOST_ROWS_CPU if on_cpu else _MOST_ROWS, schedule.max_rows)
     return sized(rows_that_fit(memory_of, usable_bytes, limit))
-
-
-def device_bytes(device: jax.Device, devices: int) -> int:
-    """Memory of one device. Those of the CPU platform share what the machine has available."""
-    stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    available_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # Linux tells apart what is free or can be given back; elsewhere all of it is counted.
-    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as lines:
-        found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-        available_bytes = int(found[0]) * 1024 if found else available_bytes
-    return available_bytes // devices
-
-
-def keep_programs(directory: Path | None) -> None:
-    """Compiled programs outlive the process; a place that somebody chose already is kept."""
-    if directory is not None:
-        keep_on_disk(directory.expanduser())
-    elif not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
-        with contextlib.suppress(OSError):  # a home that cannot be written costs time, nothing else
-            keep_on_disk(_DEFAULT_COMPILATION_CACHE.expanduser())
 
 
 def _chosen(
@@ -258,54 +214,3 @@ def _chosen(
         micro_batch=schedule.max_rows,
         encode_micro_batch=encode_call_rows(min(batch, schedule.max_rows), plan_of(schedule).max_prompt_tokens),
     )
-
-
-def warm(
-    stages: Sequence[Stage], plan: Plan, memory: tuple[DeviceMemory, ...], say: Say, compiled: Compiled | None
-) -> Assembled:
-    """Compiles every program of the plan on its loaded stages."""
-    said_s = time.monotonic()
-
-    def report_now_and_then(name: str, done: int, total: int) -> None:
-        nonlocal said_s
-        if done == total or time.monotonic() - said_s > _REPORT_S:
-            said_s = time.monotonic()
-            say(f"compiled {done} of {total} programs")
-
-    report = compiled or report_now_and_then
-    schedule = plan.schedule
-    executor: LocalExecutor | PipelineExecutor | WaaExecutor
-    if works_apart(schedule):
-        executor = WaaExecutor(stages, plan)
-        programs = executor.warm_up(report)
-    elif len(stages) == 1 and decode_parts(schedule) == 1:
-        engine = Engine(stages[0], plan)
-        programs = engine.warm_up(report)
-        executor = LocalExecutor(engine)
-    else:
-        executor = PipelineExecutor(stages, plan)
-        programs = executor.warm_up(report)
-    budget = f" token_budget={schedule.token_budget}" if schedule.token_budget else ""
-    say(
-        f"plan {plan.digest[:12]}: {schedule.policy} encode_batch={schedule.encode_batch} "
-        f"decode_iterations={schedule.decode_iterations} decode_batch={schedule.decode_batch} "
-        f"max_rows={schedule.max_rows}{budget} cache_tokens={plan.cache_tokens} "
-        f"max_prompt_tokens={plan.max_prompt_tokens} stages={len(stages)} "
-        f"tensor={','.join(str(stage.tensor) for stage in schedule.stages)} "
-        f"micro_batches={decode_parts(schedule)} dtype={plan.dtype}"
-    )
-    return Assembled(plan, executor, stages[0].spec, programs, memory)
-
-
-@contextlib.contextmanager
-def out_of_memory_named() -> Iterator[None]:
-    """A device's own refusal, in spite of the accounting, as one line that names the flags."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, EngineError, MemoryError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in first:
-            raise ValueError(
-                f"memory: the device ran out at start; lower --max_rows, --cache_tokens or --memory_fraction ({first})"
-            ) from error
-        raise

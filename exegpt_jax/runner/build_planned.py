@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from exegpt_jax.runner.build import (
+from exegpt_jax.runner.warm import (
     Assembled,
     Compiled,
     Say,

@@ -15,9 +15,9 @@ import jax
 from exegpt_jax.engine import succession
 from exegpt_jax.engine.api import Executor
 from exegpt_jax.engine.compiling import compile_behind
-from exegpt_jax.runner.build import device_bytes
 from exegpt_jax.runner.build_planned import build_planned
 from exegpt_jax.runner.next_plan import Successor
+from exegpt_jax.runner.warm import device_bytes
 from solver.facts.model_config import read_model_spec
 from solver.plan.memory import format_bytes, memory_table
 from solver.plan.plan import Plan

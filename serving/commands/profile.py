@@ -147,7 +147,7 @@ def _measured(output: Path, degrees: tuple[int, ...]) -> Profile:
 
     from exegpt_jax.profiler.grid import Limits
     from exegpt_jax.profiler.measure import Wishes, profile_model
-    from exegpt_jax.runner.build import keep_programs
+    from exegpt_jax.runner.warm import keep_programs
 
     cache: str | None = FLAGS.compilation_cache
     keep_programs(None if cache is None else Path(cache))

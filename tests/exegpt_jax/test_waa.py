@@ -15,7 +15,7 @@ import pytest
 
 from exegpt_jax.engine.apart.executor import WaaExecutor
 from exegpt_jax.engine.compiling import forbid_compilations
-from exegpt_jax.runner import build, build_planned
+from exegpt_jax.runner import build_planned, warm
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.sharding.mesh import make_mesh
 from exegpt_jax.sharding.stage import Stage, blueprint
@@ -140,7 +140,7 @@ def test_a_plan_file_is_built_as_it_stands(
     write_model(FAMILY, tmp_path)
     write_tensors(tmp_path / SINGLE, weights())
     plan = from_json(plan_of(shape).to_json())
-    monkeypatch.setattr(build, "WaaExecutor", functools.partial(WaaExecutor, checked=True))
+    monkeypatch.setattr(warm, "WaaExecutor", functools.partial(WaaExecutor, checked=True))
     built = build_planned.build_planned(tmp_path, plan, compilation_cache=tmp_path / "programs")
     assert isinstance(built.executor, WaaExecutor)
     stages = enumerate(plan.schedule.stages)
