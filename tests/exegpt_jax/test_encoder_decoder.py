@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from exegpt_jax.models.distances import buckets_of, prompt_biases
-from exegpt_jax.models.encoder_decoder import DecoderBlock, EncoderBlock, sight_of
+from exegpt_jax.models.encoder_decoder_blocks import DecoderBlock, EncoderBlock, sight_of
 from exegpt_jax.sharding.mesh import make_mesh
 from exegpt_jax.sharding.stage import Stage, blueprint
 from solver.facts.parameters import parameters
