@@ -13,18 +13,16 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 from jax import Array
 
 from exegpt_jax.engine import compiling
 from exegpt_jax.engine.apart.pipeline_sides import PipelineDecodeSide, PipelineEncodeSide
 from exegpt_jax.engine.apart.sides import DecodeSide
+from exegpt_jax.engine.apart.travelling import Call, Phase
 from exegpt_jax.engine.api import (
     NO_SLOT_YET,
-    DecodeResult,
     EncodeCall,
-    EncodeResult,
     EngineError,
     PhaseCommand,
     Travelling,
@@ -33,11 +31,10 @@ from exegpt_jax.engine.compiling import Program
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.pipeline.pipeline import Pipeline
 from exegpt_jax.engine.programs import Recipes
-from exegpt_jax.engine.results import Parts, encode_result, guarded, ready, tells
+from exegpt_jax.engine.results import Parts, guarded, tells
 from exegpt_jax.engine.state import Payload
 from exegpt_jax.engine.transfer.handover import HandOver, Progress
 from exegpt_jax.engine.transfer.links import Link
-from exegpt_jax.engine.windows import Mark
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.memory import payload_bytes
 from solver.plan.micro_batches import decode_parts
@@ -190,9 +187,9 @@ class WaaExecutor:
         self._insert(command.insert)
         encoded = tuple(self._encode(index, call) for index, call in enumerate(command.encode))
         decoded = None if command.decode is None else self._decodes.decode(command.decode)
-        return _Phase(self._encoders, encoded, decoded)
+        return Phase(self._encoders, encoded, decoded)
 
-    def _encode(self, index: int, call: EncodeCall) -> _Call:
+    def _encode(self, index: int, call: EncodeCall) -> Call:
         encoded = self._encodes.encode(call)
         requests = {row.request for row in call.rows if row.slot == NO_SLOT_YET}
         there: tuple[Payload, ...] | Array = ()
@@ -204,7 +201,7 @@ class WaaExecutor:
             there = self._road.send(encoded.payloads)
             self._parcels |= dict.fromkeys(requests, _Parcel(there, encoded.length, call, requests))
         parts = None if encoded.block is None else Parts.of(encoded.block, 1, tells(call))
-        return _Call(index, call, parts, encoded.marks, there)
+        return Call(index, call, parts, encoded.marks, there)
 
     def _hand_over(self, x: Array) -> Array:
         """An encoder's activations on the first decode stage: on their way, not there yet."""
@@ -238,58 +235,6 @@ class WaaExecutor:
         parcel = self._parcels.pop(request, None)
         if parcel is not None:
             parcel.left.discard(request)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """An encode call under way.
-
-    Attributes:
-      index: of the call in its phase.
-      call, parts: what was asked, and its first tokens; None where decode stages bring them.
-      marks: when each stage was done.
-      there: on decode stages; empty while chunks remain.
-    """
-
-    index: int
-    call: EncodeCall
-    parts: Parts | None
-    marks: tuple[Mark, ...]
-    there: tuple[Payload, ...] | Array
-
-
-@dataclasses.dataclass(frozen=True)
-class _Phase:
-    """A phase under way."""
-
-    encoders: Pipeline
-    calls: tuple[_Call, ...]
-    decode: Callable[[], DecodeResult] | None
-
-    def is_encoded(self) -> bool:
-        self.encoders.windows.look()
-        return all(each.marks[-1].ready_s is not None for each in self.calls)
-
-    def has_arrived(self) -> bool:
-        return ready([each.there for each in self.calls])
-
-    def arrive(self) -> None:
-        guarded(lambda: jax.block_until_ready([each.there for each in self.calls]))
-
-    def encoded(self) -> tuple[EncodeResult, ...]:
-        return guarded(lambda: tuple(self._first_tokens(each) for each in self.calls))
-
-    def _first_tokens(self, each: _Call) -> EncodeResult:
-        self.encoders.windows.wait_for(each.marks[-1])
-        rows, tokens = len(each.call.rows), sum(len(row.token_ids) for row in each.call.rows)
-        shape = each.call.rows_bucket, each.call.tokens_bucket
-        work = self.encoders.work(each.marks, each.index, 0, rows, tokens, shape)
-        if each.parts is None:
-            return EncodeResult(np.zeros((rows, 0), np.int32), np.zeros(rows, np.bool_), work=tuple(work))
-        return dataclasses.replace(encode_result(each.call, each.parts), work=tuple(work))
-
-    def decoded(self) -> DecodeResult | None:
-        return None if self.decode is None else guarded(self.decode)
 
 
 def _devices(stages: Sequence[StageSpec]) -> set[tuple[int, ...]]:
