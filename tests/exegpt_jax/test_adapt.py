@@ -12,7 +12,7 @@ from exegpt_jax.runner.estimate import Estimate
 from solver.facts.histogram import Histogram
 from solver.plan.certificate import Margins, Neighbour
 from solver.plan.plan import Plan
-from tests.exegpt_jax.test_runner import plan_of
+from tests.exegpt_jax.runner_bench import plan_of
 
 N = 5
 MEAN_INPUT, MEAN_OUTPUT = 20.0, 31.0  # every answer of 31 tokens lives ceil(30 / 5) = 6 phases

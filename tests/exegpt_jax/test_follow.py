@@ -28,7 +28,7 @@ from solver.facts.workload import Workload
 from solver.plan.bounds import Bounds
 from solver.plan.certificate import Margins, Neighbour
 from solver.plan.plan import Plan
-from tests.exegpt_jax.test_runner import VOCAB, plan_of, prompts
+from tests.exegpt_jax.runner_bench import VOCAB, plan_of, prompts
 
 N = 5
 SHORT, LONG = 16, 36  # tokens: 3 to 4 and 7 to 8 phases

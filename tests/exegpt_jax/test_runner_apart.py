@@ -16,8 +16,8 @@ from solver.plan.certificate import Margins
 from solver.plan.plan import Plan
 from solver.plan.schedule import StageSpec
 from solver.plan.under_way import APART_POLICIES, BUFFERS, most_batches
+from tests.exegpt_jax.runner_bench import Bench, plan_of, prompts, run_at_random
 from tests.exegpt_jax.test_follow import LONG, SHORT, Drive, again, planned, step
-from tests.exegpt_jax.test_runner import Bench, plan_of, prompts
 
 
 def apart_plan(policy: str = "waa", *, encode_stages: int = 1, parts: int = 1, **options: int) -> Plan:
@@ -45,22 +45,6 @@ def test_every_request_gets_its_tokens(data: st.DataObject) -> None:
     buffer_bytes = data.draw(st.sampled_from([1, 100, 500, 2**62]))
     bench = Bench(plan, late=lambda: rng.random() < late, buffer_bytes=buffer_bytes)
     run_at_random(bench, rng)
-
-
-def run_at_random(bench: Bench, rng: random.Random) -> None:
-    """Two waves of requests, turns in between, cancels and deadlines; everybody gets their tokens."""
-    requests = []
-    for wave in range(2):
-        for number, prompt in enumerate(prompts(rng.randrange(10**9), rng.randint(1, 40), 60)):
-            deadline_s = bench.now_s + rng.random() * 0.05 if rng.random() < 0.1 else None
-            requests.append(bench.ask(f"r{wave}.{number}", prompt, rng.randint(1, 68), deadline_s=deadline_s))
-            while rng.random() < 0.6:
-                bench.runner.run_phase()
-            if rng.random() < 0.3:
-                bench.runner.cancel(rng.choice(requests).id)
-        bench.run()
-    assert set(bench.finished) == {request.id for request in requests}
-    bench.check(requests)
 
 
 def test_rows_move_while_every_micro_batch_is_under_way() -> None:
