@@ -19,7 +19,7 @@ from solver.simulate.events.apart import ApartLoop
 from solver.simulate.events.arrivals import Demand
 from solver.simulate.events.costs import DecodePhase
 from solver.simulate.events.queue import Room
-from tests.exegpt_jax.test_runner import VOCAB
+from tests.exegpt_jax.runner_bench import VOCAB
 from tests.exegpt_jax.test_runner_apart import apart_plan
 
 MOVE_S = 0.0005
