@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import cli
 from solver.facts import cluster_file, profile_file, workload_file
 from solver.facts.model_config import read_model_spec
+from tests.serving import in_process
 from tests.solver.planner_cases import random_profile, random_workload, small_cluster
 
 CONFIG = {
@@ -49,17 +49,7 @@ def inputs(toy: Path) -> list[str]:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs a command here; flags begin at their defaults every time."""
-
-    def call(command: str, *arguments: str) -> tuple[int, str, str]:
-        values = importlib.import_module(f"serving.commands.{command}").FLAGS
-        for name in values:
-            values[name].unparse()
-        capsys.readouterr()
-        status = cli.main([command, *arguments])
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
-
-    return call
+    return functools.partial(in_process.call, capsys)
 
 
 def last_line(text: str, word: str) -> dict:

@@ -10,31 +10,11 @@ from pathlib import Path
 import pytest
 
 from exegpt_jax.weights import checkpoint, manifest
-from serving import cli
-from serving.commands import check, convert
 from solver.facts import presets
 from solver.facts.model_config import read_model_spec
 from solver.plan.memory import format_bytes
 from tests.exegpt_jax.tiny_models import CONFIGS, read_tensors, spec_of, write_model, write_tensors
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Runs a command as a new process would: no flag remembers an earlier one."""
-    for values in (check.FLAGS, convert.FLAGS):
-        for name in values:
-            values[name].unparse()
-    status = cli.main(list(arguments))
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    status, _, error = run(capsys, *arguments)
-    assert status == 1
-    assert error.startswith("exegpt: ")
-    assert error.count("\n") == 1
-    return error
-
+from tests.serving.in_process import call, refusal
 
 # check -----------------------------------------------------------------------------------------------------------
 
@@ -42,7 +22,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_check_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     tensors = write_model(name, tmp_path, "bfloat16")
-    status, out, _ = run(capsys, "check", str(tmp_path))
+    status, out, _ = call(capsys, "check", str(tmp_path))
     assert status == 0
     assert f"supported: {spec_of(name).family}" in out
     assert f"{len(tensors)} tensors in safetensors, bfloat16; names and shapes agree" in out
@@ -52,7 +32,7 @@ def test_check_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], name:
 def test_check_counts_the_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model("llama", tmp_path)
     flags = ["--tensor=2", "--max_rows=4", "--cache_tokens=32", "--dtype=float32", "--encode_batch=2"]
-    status, out, _ = run(capsys, "check", str(tmp_path), *flags)
+    status, out, _ = call(capsys, "check", str(tmp_path), *flags)
     assert status == 0
     row = 2 * 3 * 32 * 1 * 4 * 4  # keys and values, layers, positions, one head of 4 floats
     lines = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
@@ -63,31 +43,31 @@ def test_check_counts_the_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (presets.CONFIGS / "models").glob("*.json")))
 def test_check_presets(capsys: pytest.CaptureFixture[str], preset: str) -> None:
-    status, out, _ = run(capsys, "check", preset)
+    status, out, _ = call(capsys, "check", preset)
     assert status == 0
     assert "weights: none here" in out
 
 
 def test_check_rows_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, "check", "llama-3-8b", "--dtype=bfloat16", "--device_gib=24")
+    status, out, _ = call(capsys, "check", "llama-3-8b", "--dtype=bfloat16", "--device_gib=24")
     assert status == 0
     assert "tensor=1: " in out
     assert "rows fit into" in out
-    _, out, _ = run(capsys, "check", "llama-3-8b", "--dtype=bfloat16", "--device_gib=8")
+    _, out, _ = call(capsys, "check", "llama-3-8b", "--dtype=bfloat16", "--device_gib=8")
     assert "tensor=1: does not fit" in out
     assert "--memory_fraction" in out
 
 
 def test_check_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = write_model("llama", tmp_path)
-    assert "presets" in fails(capsys, "check", str(tmp_path / "absent"))
-    assert "name one" in fails(capsys, "check")
-    assert "tensor" in fails(capsys, "check", str(tmp_path), "--tensor=3")
-    assert "cache_tokens" in fails(capsys, "check", str(tmp_path), "--cache_tokens=100000")
+    assert "presets" in refusal(capsys, "check", str(tmp_path / "absent"))
+    assert "name one" in refusal(capsys, "check")
+    assert "tensor" in refusal(capsys, "check", str(tmp_path), "--tensor=3")
+    assert "cache_tokens" in refusal(capsys, "check", str(tmp_path), "--cache_tokens=100000")
     write_tensors(tmp_path / checkpoint.SINGLE, {name: t for name, t in tensors.items() if name != "lm_head.weight"})
-    assert "1 missing: lm_head.weight" in fails(capsys, "check", str(tmp_path))
+    assert "1 missing: lm_head.weight" in refusal(capsys, "check", str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    assert "model_type" in fails(capsys, "check", str(tmp_path))
+    assert "model_type" in refusal(capsys, "check", str(tmp_path))
 
 
 def test_check_needs_neither_jax_nor_grpc(tmp_path: Path) -> None:
@@ -111,13 +91,13 @@ def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[st
     """Bit for bit, through another degree on the way, with every setting kept."""
     tensors = write_model(name, tmp_path / "model", "bfloat16")
     one, two, back = (str(tmp_path / part) for part in ("one", "two", "back"))
-    assert run(capsys, "convert", f"--model={tmp_path / 'model'}", f"--output={one}", "--tensor=4")[0] == 0
-    status, out, _ = run(capsys, "check", one)
+    assert call(capsys, "convert", f"--model={tmp_path / 'model'}", f"--output={one}", "--tensor=4")[0] == 0
+    status, out, _ = call(capsys, "check", one)
     assert status == 0
     assert "converted checkpoint" in out
     assert "tensor=4" in out
-    assert run(capsys, "convert", f"--model={one}", f"--output={two}", "--tensor=2")[0] == 0
-    assert run(capsys, "convert", f"--model={two}", f"--output={back}", "--format=safetensors")[0] == 0
+    assert call(capsys, "convert", f"--model={one}", f"--output={two}", "--tensor=2")[0] == 0
+    assert call(capsys, "convert", f"--model={two}", f"--output={back}", "--format=safetensors")[0] == 0
     found = read_tensors(Path(back))
     assert found.keys() == tensors.keys()
     assert all(found[key].tobytes() == tensor.tobytes() for key, tensor in tensors.items())
@@ -128,7 +108,7 @@ def test_convert_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_convert_dtype_is_named_in_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model("llama", tmp_path / "model", "float32")
     model, output = f"--model={tmp_path / 'model'}", f"--output={tmp_path / 'half'}"
-    status, out, _ = run(capsys, "convert", model, output, "--format=safetensors", "--dtype=bfloat16")
+    status, out, _ = call(capsys, "convert", model, output, "--format=safetensors", "--dtype=bfloat16")
     assert status == 0
     assert "bfloat16" in out
     assert read_model_spec(tmp_path / "half").dtype == "bfloat16"
@@ -138,14 +118,14 @@ def test_convert_dtype_is_named_in_the_config(tmp_path: Path, capsys: pytest.Cap
 def test_convert_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model("llama", tmp_path / "model")
     model, output = f"--model={tmp_path / 'model'}", f"--output={tmp_path / 'out'}"
-    assert "model" in fails(capsys, "convert", output)
-    assert "output: not given" in fails(capsys, "convert", model)
-    assert "exists" in fails(capsys, "convert", model, f"--output={tmp_path / 'model'}")
-    assert "tensor: 3" in fails(capsys, "convert", model, output, "--tensor=3")
-    assert "no meaning" in fails(capsys, "convert", model, output, "--format=safetensors", "--tensor=2")
-    assert run(capsys, "convert", model, output)[0] == 0
+    assert "model" in refusal(capsys, "convert", output)
+    assert "output: not given" in refusal(capsys, "convert", model)
+    assert "exists" in refusal(capsys, "convert", model, f"--output={tmp_path / 'model'}")
+    assert "tensor: 3" in refusal(capsys, "convert", model, output, "--tensor=3")
+    assert "no meaning" in refusal(capsys, "convert", model, output, "--format=safetensors", "--tensor=2")
+    assert call(capsys, "convert", model, output)[0] == 0
     array = max((tmp_path / "out" / manifest.STATE).rglob("*"), key=lambda path: path.stat().st_size)
     array.write_bytes(array.read_bytes()[:-1])
-    again = fails(capsys, "convert", f"--model={tmp_path / 'out'}", f"--output={tmp_path / 'again'}")
+    again = refusal(capsys, "convert", f"--model={tmp_path / 'out'}", f"--output={tmp_path / 'again'}")
     assert "truncated" in again
     assert not (tmp_path / "again").exists()

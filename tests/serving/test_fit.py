@@ -9,31 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import cli
-from serving.commands import fit
 from solver.facts.workload_file import load_file, load_workload
+from tests.serving.in_process import call, refusal
 
 MOMENTS = [
     *("--input_mean=256", "--input_std=252", "--input_max=512", "--input_moments=parent"),
     *("--output_mean=32", "--output_std=13", "--output_max=80", "--moments=truncated"),
 ]
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Runs the command as a new process would: no flag remembers an earlier one."""
-    for name in fit.FLAGS:
-        fit.FLAGS[name].unparse()
-    status = cli.main(["fit", *arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    status, _, error = run(capsys, *arguments)
-    assert status == 1
-    assert error.startswith("exegpt: ")
-    assert error.count("\n") == 1
-    return error
 
 
 @pytest.fixture
@@ -55,7 +37,7 @@ def columns(log: Path) -> list[str]:
 def test_a_trace_with_times(tmp_path: Path, capsys: pytest.CaptureFixture[str], log: Path) -> None:
     output = tmp_path / "made.json"
     arguments = [*columns(log), "--arrival_column=when", f"--output={output}", "--licence=mine", "--source=my log"]
-    status, out, error = run(capsys, *arguments)
+    status, out, error = call(capsys, "fit", *arguments)
     assert (status, error) == (0, "")
     assert "1,000 requests in" in out
     assert "2 requests stood before their predecessor in time; sorted by when" in out
@@ -74,14 +56,14 @@ def test_a_trace_with_times(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 
 
 def test_a_trace_without_times(capsys: pytest.CaptureFixture[str], log: Path) -> None:
-    status, out, _ = run(capsys, *columns(log))
+    status, out, _ = call(capsys, "fit", *columns(log))
     assert status == 0
     assert "trace: 1,000 requests\n" in out
 
 
 def test_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "made.json"
-    status, out, _ = run(capsys, *MOMENTS, "--correlation=0.2", f"--output={output}", "--name=mine")
+    status, out, _ = call(capsys, "fit", *MOMENTS, "--correlation=0.2", f"--output={output}", "--name=mine")
     assert status == 0
     assert "correlation of input and output length: 0.200" in out
     made, paper = load_workload(str(output)), load_workload("paper-s")
@@ -96,18 +78,18 @@ def test_histograms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lengths.write_text("length,count\n10,3\n20,1\n")
     pairs.write_text("input_tokens,output_tokens,count\n10,5,3\n20,7,1\n")
     sides = [f"--input_histogram={lengths}", f"--output_histogram={lengths}"]
-    assert run(capsys, *sides, f"--output={output}")[0] == 0
+    assert call(capsys, "fit", *sides, f"--output={output}")[0] == 0
     assert load_workload(str(output)).probability == pytest.approx([9 / 16, 3 / 16, 3 / 16, 1 / 16])
-    assert run(capsys, f"--histogram={pairs}", f"--output={output}")[0] == 0
+    assert call(capsys, "fit", f"--histogram={pairs}", f"--output={output}")[0] == 0
     assert load_workload(str(output)).probability == pytest.approx([3 / 4, 1 / 4])
 
 
 def test_presets_are_shown_and_joined_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, "--workload=paper-t")
+    status, out, _ = call(capsys, "fit", "--workload=paper-t")
     assert status == 0
     assert "│ output │ 128.5 │" in out
     output = tmp_path / "made.json"
-    assert run(capsys, "--workload=paper-t", "--correlation=0.6", f"--output={output}")[0] == 0
+    assert call(capsys, "fit", "--workload=paper-t", "--correlation=0.6", f"--output={output}")[0] == 0
     made = load_file(str(output))
     assert made.moments is not None
     assert made.moments.correlation == 0.6
@@ -118,12 +100,12 @@ def test_presets_are_shown_and_joined_anew(tmp_path: Path, capsys: pytest.Captur
 def test_standard_streams(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], log: Path) -> None:
     stream = io.BufferedReader(io.BytesIO(log.read_bytes()))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
-    status, out, error = run(capsys, "--trace=-", "--input_column=p", "--output_column=g", "--output=-")
+    status, out, error = call(capsys, "fit", "--trace=-", "--input_column=p", "--output_column=g", "--output=-")
     assert status == 0
     assert "correlation" in error
     assert "correlation" not in out
     monkeypatch.setattr(sys, "stdin", io.StringIO(out))
-    assert run(capsys, "--workload=-")[0] == 0
+    assert call(capsys, "fit", "--workload=-")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +129,7 @@ def test_standard_streams(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     ],
 )
 def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    assert message in fails(capsys, *arguments)
+    assert message in refusal(capsys, "fit", *arguments)
 
 
 def test_a_bad_row_leaves_the_old_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], log: Path) -> None:
@@ -155,6 +137,8 @@ def test_a_bad_row_leaves_the_old_file_alone(tmp_path: Path, capsys: pytest.Capt
     output.write_text("old")
     with log.open("a") as stream:
         stream.write("5,-3,1\n")
-    assert "log.csv: line 1002: g: '-3' is no whole number" in fails(capsys, *columns(log), f"--output={output}")
+    assert "log.csv: line 1002: g: '-3' is no whole number" in refusal(
+        capsys, "fit", *columns(log), f"--output={output}"
+    )
     assert output.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "made.json"]

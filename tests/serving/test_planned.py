@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from serving import cli
-from serving.commands import plan as plan_command
 from serving.flags import SCHEDULE_FLAGS
 from serving.load import LoadRequest, run_load
 from solver.facts import cluster_file, profile_file, workload_file
@@ -21,6 +20,7 @@ from solver.facts.workload import merge
 from solver.plan.plan import from_json
 from solver.plan.schedule import StageSpec
 from tests.serving.as_planned import check_run_as_planned
+from tests.serving.in_process import forget_flags
 from tests.serving.planning_toy import run as run
 from tests.serving.servers import server_process
 from tests.solver.planner_cases import random_profile
@@ -40,8 +40,7 @@ def make_plan(model: Path, folder: Path, lengths: tuple[range, range], memory_by
     (folder / "workload.json").write_text(workload_file.to_text(workload_file.file_of(workload, "made up")))
     made_from = [f"--{name}={folder / f'{name}.json'}" for name in ("cluster", "profile", "workload")]
     asked = ("--policies=rra", "--latency_bound_s=10", "--gap=0.05", f"--output={folder / 'plan.json'}")
-    for name in plan_command.FLAGS:
-        plan_command.FLAGS[name].unparse()
+    forget_flags("plan")
     assert cli.main(["plan", f"--model={model}", *made_from, *asked]) == 0
     return folder / "plan.json"
 

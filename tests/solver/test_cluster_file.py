@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ import pytest
 from solver.facts import presets
 from solver.facts.cluster import LEVELS, Cluster, DeviceKind, HostGroup, Link
 from solver.facts.cluster_file import load_cluster, parse, take, to_text
+from tests.solver.changed import with_field
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,16 +131,7 @@ def test_virtual_devices_share_the_machine() -> None:
 
 def changed(path: str, value: object) -> str:
     """The file's text with one field changed; the value `...` removes it."""
-    data: Any = json.loads(to_text(MIXED))
-    *upper, last = [int(name) if name.isdigit() else name for name in path.split(".")]
-    part = data
-    for name in upper:
-        part = part[name]
-    if value is ...:
-        del part[last]
-    else:
-        part[last] = value
-    return json.dumps(data)
+    return with_field(to_text(MIXED), path, value)
 
 
 FAULTS = [

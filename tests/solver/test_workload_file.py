@@ -27,6 +27,7 @@ from solver.facts.workload_file import (
     to_text,
     workload_of,
 )
+from tests.solver.changed import with_field
 
 ROOT = Path(__file__).parents[2]
 PRESETS = ("paper-s", "paper-t", "paper-g", "paper-c1", "paper-c2", "azure-code", "sharegpt", "arxiv", "deepseek-r1")
@@ -151,16 +152,7 @@ def record(given: WorkloadFile) -> dict[str, Any]:
 
 def changed(given: WorkloadFile, path: str, value: object) -> str:
     """The file's text with one field changed; the value `...` removes it."""
-    data = record(given)
-    *upper, last = path.split(".")
-    part = data
-    for name in upper:
-        part = part[name]
-    if value is ...:
-        del part[last]
-    else:
-        part[last] = value
-    return json.dumps(data)
+    return with_field(to_text(given), path, value)
 
 
 FAULTS = [
