@@ -36,7 +36,7 @@ from tests.benchmarks.paper_cases import (
 )  # fmt: skip
 from tests.benchmarks.paper_gains import gap_of
 from tests.benchmarks.paper_report import short_stages
-from tests.benchmarks.provenance import provenance
+from tests.benchmarks.provenance import origin, provenance
 
 TRACES = ("azure-code", "sharegpt", "arxiv", "deepseek-r1")
 SYSTEMS = (("llama-3-8b", "one-h100", 1), ("llama-3-70b", "dgx-h100", 8))
@@ -105,10 +105,9 @@ def pod(time_limit_s: float, gap: float) -> list[dict]:
 
 
 def markdown_of(report: dict) -> str:
-    names = ("command", "date", "seed", "python", "numpy", "ortools", "cpu", "cores", "load")
     parts = [
         "# Beyond the paper",
-        "; ".join(f"{name}: {report[name]}" for name in names),
+        origin(report, "ortools", "load"),
         "## Real traces",
         "Predicted requests per second (gap that the search left; `open`: time ended it before it had a bound). "
         "Bounds: "

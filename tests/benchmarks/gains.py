@@ -46,6 +46,7 @@ from solver.simulate.events.arrivals import Demand
 from solver.simulate.events.lengths import BatchSource
 from solver.simulate.events.simulation import simulate
 from solver.simulate.from_plan import conditions_of, machines_of
+from tests.benchmarks.gains_report import BASELINES, line_of, report
 from tests.benchmarks.paper_cases import bounds_of, ladder
 from tests.benchmarks.provenance import provenance
 
@@ -55,13 +56,11 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent)]
 from predicted_measured import TASKS, Figures, draw, profiled, run  # noqa: E402
 
 PAPER_TASKS = ("paper-s", "paper-t", "paper-g", "paper-c1", "paper-c2")
-BASELINES: tuple[Policy, ...] = ("static", "iteration", "chunked")
 MODEL_BOUNDS = {"numbers": ("10%", "30%", "70%", "inf"), "llama-88m": ("30%",)}
 PAIRS = {"numbers": 9, "llama-88m": 3}
 REQUESTS = {"numbers": 500, "llama-88m": 100}
 # Latency bounds hold above the percentile that is compared, for the reason that `predicted_measured` gives.
 PLANNED_PERCENTILE = 99.5
-GOAL = 0.9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -221,65 +220,6 @@ def _gain(
     return {"gain": found, "simulated_gain": simulated_gain, "share": found / simulated_gain}
 
 
-def report(results: dict[str, object]) -> str:
-    """The results as Markdown."""
-    rows = results["rows"]
-    assert isinstance(rows, list)
-    fields = ("command", "date", "python", "numpy", "cpu", "cores", "seed")
-    lines = [
-        "# The gain, measured on the engine",
-        "",
-        "; ".join(f"{name}: {results[name]}" for name in fields),
-        "",
-        "Requests per second, measured (simulated / measured - 1). Share: measured gain over the best baseline, of the "
-        f"simulated gain; goal {GOAL:.0%}. Ceiling: E[longest of B] / E[S] at the static plan's batch.",
-        "",
-        "| model, task | bound s | RRA | static | iteration | chunked | gain over the best | simulated | share "
-        "| over static | ceiling | p99 s | kept |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [_line(row) for row in rows]
-    shares = [row["share"] for row in rows if row.get("share") is not None]
-    kept = [row["kept"] for row in rows if row.get("kept") is not None]
-    errors = [row["policies"]["rra"]["error"] for row in rows if "policies" in row]
-    if errors:
-        rps = statistics.median(abs(error["throughput_rps"]) for error in errors)
-        p99 = statistics.median(abs(error["p99_s"]) for error in errors)
-        lines += [
-            "",
-            f"Share of the simulated gain: median {statistics.median(shares):.0%}, at least {GOAL:.0%} in "
-            f"{sum(share >= GOAL for share in shares)} of {len(shares)}. Bound kept in {sum(kept)} of {len(kept)}. "
-            f"RRA, simulated beside measured: median error {rps:.1%} of throughput, {p99:.1%} of p99 latency.",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _line(row: dict) -> str:
-    name = f"{row['model']}, {row['task']}"
-    bound = "none" if row["bound_s"] is None else f"{row['bound_s']:.3g} ({row['bound']})"
-    if "refused" in row:
-        return f"| {name} | {bound} | {row['refused']} |" + " - |" * 10
-    cells = []
-    for policy in ("rra", *BASELINES):
-        one = row["policies"].get(policy)
-        cells.append(
-            "none"
-            if one is None
-            else f"{one['measured']['throughput_rps']:.4g} ({one['error']['throughput_rps']:+.1%})"
-        )
-    own, static = row["policies"]["rra"]["measured"], row["policies"].get("static")
-    over = "-" if static is None else f"{own['throughput_rps'] / static['measured']['throughput_rps']:.2f}x"
-    gains = [f"{row[name]:.2f}x" if row[name] else "-" for name in ("gain", "simulated_gain")]
-    share = f"{row['share']:.0%}" if row["share"] else "-"
-    ceiling = f"{row['ceiling_over_static']:.2f}x" if row["ceiling_over_static"] else "-"
-    kept = "-" if row["kept"] is None else "yes" if row["kept"] else "no"
-    best = f" ({row['best_baseline']})" if row["best_baseline"] else ""
-    return (
-        f"| {name} | {bound} | {' | '.join(cells)} | {gains[0]}{best} | {gains[1]} | {share} | {over} | {ceiling} "
-        f"| {own['p99_s']:.3g} | {kept} |"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="results file without suffix; what lies there is continued")
@@ -309,7 +249,7 @@ def main() -> None:
                     results = {**provenance(command, flags.seed), "rows": rows}
                     output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
                     output.with_suffix(".md").write_text(report(results))
-                    print(_line(rows[-1]), flush=True)
+                    print(line_of(rows[-1]), flush=True)
 
 
 def _lies(output: pathlib.Path) -> bool:

@@ -25,7 +25,7 @@ from solver.facts.profile_file import find_profile
 from solver.facts.workload_file import load_workload
 from solver.plan.bounds import Bounds
 from solver.search.planner import Infeasible, PlanRequest, plan_front
-from tests.benchmarks.provenance import provenance
+from tests.benchmarks.provenance import origin, provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +93,10 @@ def report(results: dict[str, object]) -> str:
     """The results as Markdown."""
     rows = results["rows"]
     assert isinstance(rows, list)
-    fields = ("command", "date", "python", "numpy", "ortools", "cpu", "cores")
     lines = [
         "# Placement and batch jointly",
         "",
-        "; ".join(f"{name}: {results[name]}" for name in fields),
+        origin(results, "ortools"),
         "",
         "| model, devices, task | bound s | rps | gap | ended | plan | s of CPU | s | load | nodes |",
         "|---|---|---|---|---|---|---|---|---|---|",

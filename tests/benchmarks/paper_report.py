@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from solver.report.page import BLUE, GREEN, PURPLE, RED, Chart, to_svg
 from tests.benchmarks.paper_gains import BASELINE_NAMES, PUBLISHED, gain, gains_of, gap_of, groups_of, stats
 from tests.benchmarks.paper_notes import differences
+from tests.benchmarks.provenance import origin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 def markdown_of(report: dict) -> str:
     rows = report["scenarios"]
-    names = ("command", "date", "seed", "python", "numpy", "ortools", "cpu", "cores", "load")
-    origin = "; ".join(f"{name}: {report[name]}" for name in names)
     parts = [
         "# The paper, side by side",
         "Predictions of this repository's closed forms, nothing measured: throughput of the best RRA and WAA plan over "
@@ -24,7 +23,7 @@ def markdown_of(report: dict) -> str:
         "leave "
         f"at once, margin 0, {report['time_limit_s']:g} s a search, gap {report['gap']:.0%} asked; a plan found at a "
         "tighter bound counts at a looser one. Latency is that of the answer of 99th percentile length.",
-        f"{origin}; {report['seconds']:.0f} s in all.",
+        f"{origin(report, 'ortools', 'load')}; {report['seconds']:.0f} s in all.",
         *(("## Summary", _summary(rows), _by_bound(rows)) if rows else ()),
         "## Table 6: OPT-13B, task S, 4 A40",
         _table6(report["table6"]),

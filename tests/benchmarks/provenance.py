@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 
 from solver.facts.hardware import cpu_model
 
@@ -21,3 +22,9 @@ def provenance(command: str, seed: int | None) -> dict[str, object]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
     }
+
+
+def origin(results: Mapping[str, object], *more: str) -> str:
+    """The same in one line of a report, with other fields of the results behind it."""
+    names = ("command", "date", "seed", "python", "numpy", "cpu", "cores", *more)
+    return "; ".join(f"{name}: {results[name]}" for name in names)
