@@ -157,6 +157,7 @@ def merged(old: dict, new: dict) -> dict:
         "command": f"{old['command']} && {new['command']} --merge",
         "load": f"{old['load']}; {new['load']}",
         "seconds": old["seconds"] + new["seconds"],
+        "time_limit_s": max(old["time_limit_s"], new["time_limit_s"]),
         "scenarios": sorted(rows, key=lambda row: order.index(case_of(row))),
         "skipped": [line for line in old["skipped"] if not any(line.startswith(case.name + ":") for case in done)],
     }
