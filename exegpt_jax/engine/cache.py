@@ -12,6 +12,7 @@ wrote is put back. A view as large as the cache is the cache itself and costs no
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +58,10 @@ class CacheSpec:
         layers = spec.cached_layers(stage.stage.layers)
         return CacheSpec(layers, heads, spec.head_dim, dtype, NamedSharding(stage.mesh, rules))
 
-    def abstract(self, rows: int, length: int) -> tuple[tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct], ...]:
-        """Shapes and shardings without arrays, for compiling ahead."""
+    def abstract(self, rows: int, length: int) -> Layers:
+        """Shapes and shardings in place of arrays, for compiling ahead."""
         keys, values = (
-            jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype), sharding=self.sharding)
+            cast(Array, jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype), sharding=self.sharding))
             for shape in self.shapes(rows, length)
         )
         return ((keys, values),) * self.layers

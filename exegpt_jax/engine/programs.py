@@ -7,12 +7,14 @@ is any more. The cache is donated from program to program, and nothing else is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jax import ShapeDtypeStruct
+from jax import Array, ShapeDtypeStruct
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Wrapped
+from jax.typing import DTypeLike
 
 from exegpt_jax.engine.cache import CacheSpec
 from exegpt_jax.engine.compiling import Recipe
@@ -162,27 +164,29 @@ class Recipes:
         ladder = self._plan.buckets.encode_tokens
         return ladder if self._plan.schedule.policy == "chunked" else ladder[-1:]
 
-    # Shapes of arguments.
+    # Shapes of arguments, which stand for the arrays in the records that programs take.
 
-    def _ints(self, *shape: int) -> Shape:
-        return Shape(shape, jnp.int32, sharding=self._whole)
+    def _shape(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        return cast(Array, Shape(shape, jnp.dtype(dtype), sharding=self._whole))
+
+    def _ints(self, *shape: int) -> Array:
+        return self._shape(shape, jnp.int32)
 
     def _wanted(self, rows: int) -> SamplingRows:
         return jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=self._whole), pack((), rows))
 
     def _rows(self, rows: int) -> Rows:
         ints = self._ints(rows)
-        return Rows(ints, ints, ints, Shape((rows,), jnp.bool_, sharding=self._whole), self._wanted(rows))  # type: ignore[arg-type]
+        return Rows(ints, ints, ints, self._shape((rows,), jnp.bool_), self._wanted(rows))
 
     def _counts(self, rows: int) -> Counts:
-        seen = Shape((rows, self._vocab), jnp.bool_, sharding=self._whole)
-        return Counts(self._ints(rows, self._vocab), seen)  # type: ignore[arg-type]
+        return Counts(self._ints(rows, self._vocab), self._shape((rows, self._vocab), jnp.bool_))
 
     def _cache(self, rows: int) -> Cache:
-        return Cache(self._cache_spec.abstract(rows, self._plan.cache_tokens), self._counts(rows))  # type: ignore[arg-type]
+        return Cache(self._cache_spec.abstract(rows, self._plan.cache_tokens), self._counts(rows))
 
     def _payload(self, rows: int, tokens: int) -> Payload:
-        return Payload(self._cache_spec.abstract(rows, tokens), self._counts(rows), self._rows(rows))  # type: ignore[arg-type]
+        return Payload(self._cache_spec.abstract(rows, tokens), self._counts(rows), self._rows(rows))
 
     def _placed(self, shapes: object) -> object:
         return jax.tree.map(lambda shape: shape.sharding, shapes)

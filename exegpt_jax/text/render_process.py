@@ -17,7 +17,7 @@ import signal
 import struct
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO
 
 import jinja2
 
@@ -27,7 +27,7 @@ LENGTH = struct.Struct("<I")
 _MOST_FILES = 16
 
 
-def read_message(stream: BinaryIO) -> dict[str, object] | None:
+def read_message(stream: IO[bytes]) -> dict[str, object] | None:
     """None at the end of the stream, or in the middle of a message whose writer has ended."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
@@ -36,7 +36,7 @@ def read_message(stream: BinaryIO) -> dict[str, object] | None:
     return json.loads(body) if len(body) == size else None
 
 
-def write_message(stream: BinaryIO, message: dict[str, object]) -> None:
+def write_message(stream: IO[bytes], message: dict[str, object]) -> None:
     # ASCII: JSON's escapes carry lone surrogates too.
     body = json.dumps(message).encode("ascii")
     stream.write(LENGTH.pack(len(body)) + body)

@@ -83,8 +83,8 @@ def _exchange(process: subprocess.Popen[bytes], message: dict[str, object]) -> d
     watchdog = threading.Timer(_WALL_S, process.kill)
     watchdog.start()
     try:
-        write_message(process.stdin, message)  # type: ignore[arg-type]
-        return read_message(process.stdout)  # type: ignore[arg-type]
+        write_message(process.stdin, message)
+        return read_message(process.stdout)
     except BrokenPipeError:
         return None
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from solver.plan.timeline import Timeline, TimelineEntry
 
@@ -44,15 +44,15 @@ class Figures:
       entries: of the timeline, a few phases from the middle.
     """
 
-    fields: dict[str, object]
+    fields: dict[str, Any]
     latency_s: float
     lines: tuple[str, ...]
-    entries: tuple[dict[str, object], ...]
+    entries: tuple[dict[str, Any], ...]
 
     def timeline(self) -> Timeline:
         timeline = Timeline()
         for entry in self.entries:
-            timeline.add(TimelineEntry(**entry))  # type: ignore[arg-type]
+            timeline.add(TimelineEntry(**entry))
         return timeline
 
 

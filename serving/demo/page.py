@@ -94,7 +94,7 @@ def pairs(outcome: Outcome) -> list[Pair]:
         (f"latency p{fields['latency_percentile']:g}", "latency_s", "s"),
     ]
     return [
-        Pair(name, float(predicted), float(measured), unit)  # type: ignore[arg-type]
+        Pair(name, float(predicted), float(measured), unit)
         for name, field, unit in known
         if (predicted := fields[f"predicted_{field}"]) is not None
         and (measured := fields[f"measured_{field}"]) is not None

@@ -15,17 +15,21 @@ def fields_of(figures: Figures, bounds: Bounds, title: str) -> dict[str, object]
     limits = {"latency_s": bounds.latency_s, "ttft_s": bounds.ttft_s, "tpot_s": bounds.tpot_s}
     given = {name: limit for name, limit in limits.items() if limit is not None}
     found = {"load": title, "bounds": {**given, "from": bounds.bound_from} if given else None}
-    return _plain({**found, **dataclasses.asdict(figures)})  # type: ignore[return-value]
+    return _plain_fields({**found, **dataclasses.asdict(figures)})
 
 
 def row_of(sample: Sample) -> dict[str, object]:
     """One line of --save_requests."""
-    return _plain({**dataclasses.asdict(sample), "tokens": sample.tokens})  # type: ignore[return-value]
+    return _plain_fields({**dataclasses.asdict(sample), "tokens": sample.tokens})
+
+
+def _plain_fields(found: dict[str, object]) -> dict[str, object]:
+    return {name: _plain(value) for name, value in found.items()}
 
 
 def _plain(value: object) -> object:
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return _plain_fields(value)
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, float):

@@ -22,10 +22,14 @@ class Difference:
     @property
     def change(self) -> float | None:
         """Relative change, where both are numbers and the first is not 0."""
-        for value in (self.first, self.second):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                return None
-        return float(self.second) / float(self.first) - 1 if self.first else None  # type: ignore[arg-type]
+        first, second = _number(self.first), _number(self.second)
+        return second / first - 1 if first and second is not None else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def differences(first: Plan, second: Plan) -> list[Difference]:

@@ -14,7 +14,7 @@ from solver.plan.bands import Bands
 Policy = Literal["rra", "waa-c", "waa-m", "waa", "static", "dsi", "iteration", "chunked", "disaggregated"]
 Role = Literal["encode", "decode", "both"]
 
-POLICIES: tuple[str, ...] = get_args(Policy)
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 # What the Runner runs; those that need stages of two sides come from a plan, the others from flags too.
 FLAG_POLICIES: tuple[str, ...] = ("rra", "static", "iteration", "chunked")
 EXECUTED_POLICIES: tuple[str, ...] = (*FLAG_POLICIES, "waa-c", "waa-m", "waa")

@@ -107,22 +107,27 @@ def runner_up(policy: Policy, outcome: Outcome, chosen: Best | None, setting: Se
     if best is None:
         return RunnerUp(policy, "unsupported", outcome.reason or "nothing could be evaluated on these devices")
     points = best.points
-    shown = {
-        "latency_s": _finite(points, "latency_s"),
-        "ttft_s": _finite(points, "ttft_s"),
-        "tpot_s": _finite(points, "tpot_s"),
-        "encode_batch": int(points.encode_batch[0]),
-        "decode_iterations": int(points.decode_iterations[0]),
-        "micro_batch": math.ceil(int(points.max_rows[0]) / best.decode_micro_batches),
-        "stages": len(best.placed.stages),
-        "tensor": best.placed.most_tensor,
-    }
+    killer: Killer
     if outcome.best is not None and chosen is not None:
-        share = outcome.best.rps / chosen.rps
-        reason = f"reaches {share:.1%} of the plan's throughput ({outcome.proven_over})"
-        return RunnerUp(policy, "slower", reason, outcome.best.rps, **shown)  # type: ignore[arg-type]
-    killer, reason = _killer(setting, best)
-    return RunnerUp(policy, killer, reason, None, **shown)  # type: ignore[arg-type]
+        killer, rps = "slower", outcome.best.rps
+        reason = f"reaches {rps / chosen.rps:.1%} of the plan's throughput ({outcome.proven_over})"
+    else:
+        rps = None
+        killer, reason = _killer(setting, best)
+    return RunnerUp(
+        policy,
+        killer,
+        reason,
+        rps,
+        latency_s=_finite(points, "latency_s"),
+        ttft_s=_finite(points, "ttft_s"),
+        tpot_s=_finite(points, "tpot_s"),
+        encode_batch=int(points.encode_batch[0]),
+        decode_iterations=int(points.decode_iterations[0]),
+        micro_batch=math.ceil(int(points.max_rows[0]) / best.decode_micro_batches),
+        stages=len(best.placed.stages),
+        tensor=best.placed.most_tensor,
+    )
 
 
 def _killer(setting: Setting, best: Best) -> tuple[Killer, str]:
@@ -225,4 +230,4 @@ def policies_of(names: tuple[str, ...]) -> tuple[Policy, ...]:
             raise ValueError(f"policies: {name!r} is unknown; choose of {', '.join(POLICIES)}")
     if not names:
         raise ValueError(f"policies: none given; choose of {', '.join(POLICIES)}")
-    return tuple(policy for policy in POLICIES if policy in names)  # type: ignore[misc]
+    return tuple(policy for policy in POLICIES if policy in names)

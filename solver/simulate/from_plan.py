@@ -6,6 +6,7 @@ be run on another workload, another profile, or by people who did not make it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -62,21 +63,21 @@ def check_alike(plan: Plan, spec: ModelSpec) -> None:
 def conditions_of(plan: Plan, percentile: float | None = None) -> Conditions:
     """What the plan is asked to keep, as simulator and closed forms take it."""
     bounds = plan.bounds
-    shared = {
-        "compaction": plan.compaction,
-        "delivery": plan.delivery,
-        "cache_layout": plan.cache_layout,
-        "cache_tokens": plan.cache_tokens,
-    }
+    found = Conditions(
+        latency_percentile=percentile or (bounds.latency_percentile if bounds is not None else 99.0),
+        compaction=plan.compaction,
+        delivery=plan.delivery,
+        cache_layout=plan.cache_layout,
+        cache_tokens=plan.cache_tokens,
+    )
     if bounds is None:
-        return Conditions(latency_percentile=percentile or 99.0, **shared)  # type: ignore[arg-type]
-    return Conditions(
-        latency_percentile=percentile or bounds.latency_percentile,
+        return found
+    return dataclasses.replace(
+        found,
         ttft_percentile=bounds.ttft_percentile,
         tpot_percentile=bounds.tpot_percentile,
         clock=bounds.bound_from,
-        overflow=plan.margins.overflow if plan.margins is not None else Conditions().overflow,
-        **shared,  # type: ignore[arg-type]
+        overflow=plan.margins.overflow if plan.margins is not None else found.overflow,
     )
 
 

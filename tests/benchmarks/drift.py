@@ -144,7 +144,7 @@ def _run(
     }  # fmt: skip
 
 
-def _steady(work) -> tuple[Outcome, float]:  # type: ignore[no-untyped-def]
+def _steady(work) -> tuple[Outcome, float]:
     """The work, and by how much the machine's own speed moved meanwhile."""
     before = control_s()
     outcome = work()

@@ -82,7 +82,7 @@ def compare_rra(case: Case, phases: int, workload: Workload | None = None, pipel
     rows = case.encode_batch * found.rows[0]
     most = math.ceil(rows + 8 * math.sqrt(rows) + 2 * case.encode_batch)
     pipeline = pipeline or random_pipeline(rng, case.stages, most)
-    conditions = Conditions(compaction=case.compaction, delivery=case.delivery)  # type: ignore[arg-type]
+    conditions = Conditions(compaction=case.compaction, delivery=case.delivery)
     predicted = evaluate_rra(
         pipeline,
         lengths,
@@ -183,7 +183,7 @@ def compare_other(policy: str, task: str, seed: int, phases: int) -> dict[str, o
         points = evaluate_waa(split, lengths, conditions, np.array([batch]), np.array([300]))
         decode_batch = 300
     schedule = Schedule(
-        policy=policy,  # type: ignore[arg-type]
+        policy=policy,
         encode_batch=encode_batch,
         decode_iterations=iterations,
         decode_batch=decode_batch,
@@ -238,7 +238,7 @@ def table(results: dict[str, object], rows: list[dict[str, object]], others: lis
         "|---|---|---|---|",
     ]
     for name in columns:
-        sizes = np.abs([float(row[name]) for row in rows])  # type: ignore[arg-type]
+        sizes = np.abs([float(row[name]) for row in rows])
         lines.append(f"| {name} | {np.median(sizes):.2%} | {np.quantile(sizes, 0.9):.2%} | {sizes.max():.2%} |")
     lines += ["", "Beyond the goal:", ""]
     lines += [f"- {row}" for row in rows if not row["within_goal"]] or ["- none"]
@@ -248,7 +248,7 @@ def table(results: dict[str, object], rows: list[dict[str, object]], others: lis
         found = [row for row in others if row["policy"] == policy]
         cells = []
         for name in ("throughput", "latency"):
-            sizes = np.abs([float(row[name]) for row in found])  # type: ignore[arg-type]
+            sizes = np.abs([float(row[name]) for row in found])
             cells.append(f"{np.median(sizes):.2%} ({sizes.max():.2%})")
         lines.append(f"| {policy} | {' | '.join(cells)} | {len(found)} |")
     lines += [

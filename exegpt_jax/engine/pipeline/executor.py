@@ -77,7 +77,7 @@ class PipelineExecutor:
         for index, engine in enumerate(engines):
             before = len(programs)
             programs += engine.warm_up(
-                lambda name, done, _, before=before: progress(name, before + done, total),  # type: ignore[misc]
+                _counted_on(progress, before, total),
                 kinds,
                 None if other is None else other.pipeline.engines[index],
             )
@@ -200,3 +200,8 @@ class _Phase:
     def decoded(self) -> DecodeResult | None:
         rounds = self.rounds
         return None if rounds is None else guarded(rounds.finish)
+
+
+def _counted_on(progress: Progress, before: int, total: int) -> Progress:
+    """The progress of one engine as part of all: `before` programs of `total` were done before it."""
+    return lambda name, done, of_this: progress(name, before + done, total)

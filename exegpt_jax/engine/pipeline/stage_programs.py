@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
+from jax import Array
 
 from exegpt_jax.engine.compiling import Recipe
 from exegpt_jax.engine.pipeline.stage_steps import StageSteps
-from exegpt_jax.engine.programs import SLOTS_PER_CALL, Entry, Key, Recipes, Shape
+from exegpt_jax.engine.programs import SLOTS_PER_CALL, Entry, Key, Recipes
 from exegpt_jax.engine.sampling import Counts
 from exegpt_jax.engine.state import NO_COUNTS, NO_ROWS, Feed, Rows
 from exegpt_jax.sharding.stage import Stage
@@ -169,16 +169,16 @@ class StageRecipes(Recipes):
 
     # Shapes of arguments.
 
-    def _feed(self, rows: int, x: Shape) -> Feed:
+    def _feed(self, rows: int, x: Array) -> Feed:
         prompts = self._ints(rows) if self._stage.spec.encoder_layers else None
-        return Feed(x, self._ints(rows), prompts)  # type: ignore[arg-type]
+        return Feed(x, self._ints(rows), prompts)
 
-    def _x(self, rows: int, tokens: int, first_layer: int = 0) -> Shape:
+    def _x(self, rows: int, tokens: int, first_layer: int = 0) -> Array:
         """What a stage is given: token ids where it has the first layer to run, or activations of the stage before."""
         if self._stage.stage.layers[0] <= first_layer:
             return self._ints(rows, tokens)
         shape = (rows, tokens, self._stage.spec.hidden_size)
-        return Shape(shape, jnp.dtype(self._stage.dtype), sharding=self._whole)
+        return self._shape(shape, self._stage.dtype)
 
     def _counts(self, rows: int) -> Counts:
         return super()._counts(rows) if self._steps.samples else NO_COUNTS
