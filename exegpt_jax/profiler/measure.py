@@ -24,7 +24,7 @@ from exegpt_jax.profiler.probe import Probe, Sample, shorten
 from exegpt_jax.profiler.rounds import Effort, Progress, take_samples
 from exegpt_jax.profiler.runner_gap import runner_gap_s
 from exegpt_jax.profiler.stage_dispatch import stage_dispatch_s
-from exegpt_jax.profiler.tables import overheads, spread_of, tables_of
+from exegpt_jax.profiler.tables import Samples, overheads, spread_of, tables_of
 from exegpt_jax.runner.warm import device_bytes
 from exegpt_jax.sharding.stage import Stage
 from exegpt_jax.weights.digest import checkpoint_digest
@@ -110,11 +110,8 @@ def profile_model(
     _check(wishes, spec, len(devices))
     kind = wishes.device_kind or device_kind_of(devices[0])
     facts = _facts(directory, wishes, devices[0])
-    axes = axes_of(wishes.limits)
     journal = Journal(partial, fingerprint(facts), resume=resume)
     measured = 0
-    layers: list[LayerTimes] = []
-    ends: list[EndTimes] = []
     all_points: list[Point] = []
     try:
         for index, tensor in enumerate(wishes.tensor):
@@ -126,32 +123,48 @@ def profile_model(
     finally:
         journal.close()
     samples = journal.samples
-    costs = overheads(all_points, samples)
+    taken, total = sum(len(repeated) for repeated in samples.values()), len(all_points)
+    source = _source(facts, measured, total, taken)
+    profile = _profile(directory.resolve().name, spec, wishes, kind, source, all_points, samples)
+    return Measured(profile, total, measured, taken, journal.resumed, time.monotonic() - began_s)
+
+
+def _profile(
+    model: str,
+    spec: ModelSpec,
+    wishes: Wishes,
+    device_kind: str,
+    source: str,
+    points: Sequence[Point],
+    samples: Samples,
+) -> Profile:
+    """Tables of every degree from the samples of all points."""
+    axes = axes_of(wishes.limits)
+    costs = overheads(points, samples)
     gaps = [sample.seconds for tensor in wishes.tensor for sample in samples[_GAP_KEY.format(tensor)]]
     stage_s = [sample.seconds for tensor in wishes.tensor for sample in samples[_STAGE_KEY.format(tensor)]]
+    layers: list[LayerTimes] = []
+    ends: list[EndTimes] = []
     for tensor in wishes.tensor:
-        own = [point for point in all_points if point.tensor == tensor]
+        own = [point for point in points if point.tensor == tensor]
         found, end = tables_of(spec, axes, own, samples, costs)
         layers += found
         ends.append(end)
-    taken = sum(len(repeated) for repeated in samples.values())
-    total = len(all_points)
-    profile = Profile(
-        model=directory.resolve().name,
+    return Profile(
+        model=model,
         shape=shape_digest(spec),
         dtype=wishes.dtype,
         cache_dtype=wishes.cache_dtype,
-        device_kind=kind,
-        source=_source(facts, measured, total, taken),
+        device_kind=device_kind,
+        source=source,
         layers=tuple(layers),
         ends=tuple(ends),
         dispatch_s=costs.dispatch_s,
         phase_s=costs.phase_s + max(gaps),
         stage_dispatch_s=max(stage_s),
         padded=True,
-        spread=spread_of({point.key: samples[point.key] for point in all_points}),
+        spread=spread_of({point.key: samples[point.key] for point in points}),
     )
-    return Measured(profile, total, measured, taken, journal.resumed, time.monotonic() - began_s)
 
 
 def device_kind_of(device: jax.Device) -> str:

@@ -84,20 +84,13 @@ def run_demo(
             say(correct(directory, wanted, cores, stand.try_out(files.plan("rra"), files.profile)))
             planned = make_plans(directory, files, max_rows, bound_s, baselines)
         _print_plan(console, planned)
-        for step, policy in enumerate(planned.plans, start=3):
-            name = report.NAMES[policy]
-            console.print(f"[bold]{step}. {name}[/] serves: {report.settings(planned.plans[policy])}.")
-            outcomes.append(_load(console, stand, files, policy, planned.plans[policy], numbers))
+        for step, (policy, plan) in enumerate(planned.plans.items(), start=3):
+            console.print(f"[bold]{step}. {report.NAMES[policy]}[/] serves: {report.settings(plan)}.")
+            outcomes.append(_load(console, stand, files, policy, plan, numbers))
     if profile is None and is_stale(outcomes[0].figures):
         kept_at(directory, cores, max_rows).unlink(missing_ok=True)
         say("the profile does not fit what ran: the next demo measures again")
-    console.print(report.result_table(outcomes, planned.bound_s))
-    for line in report.conclusions(outcomes, planned.bound_s):
-        console.print(line)
-    write_page(files.report, planned, outcomes)
-    console.print(
-        f"The report lies in {files.report}, the plan in {files.plan('rra')} (exegpt explain says more of it)."
-    )
+    _conclude(console, files, planned, outcomes)
     if picture is not None:
         console.save_svg(str(picture), title="make demo")
     fields = report.machine_line(outcomes, planned.bound_s, time.monotonic() - started_s)
@@ -105,6 +98,17 @@ def run_demo(
     complaint = report.complaint(outcomes)
     if complaint is not None:
         raise ValueError(complaint)
+
+
+def _conclude(console: Console, files: Folder, planned: Planned, outcomes: Sequence[Outcome]) -> None:
+    """The results in a table, in words and as a page."""
+    console.print(report.result_table(outcomes, planned.bound_s))
+    for line in report.conclusions(outcomes, planned.bound_s):
+        console.print(line)
+    write_page(files.report, planned, outcomes)
+    console.print(
+        f"The report lies in {files.report}, the plan in {files.plan('rra')} (exegpt explain says more of it)."
+    )
 
 
 def _print_plan(console: Console, planned: Planned) -> None:

@@ -60,37 +60,19 @@ def evaluate_rra(
     )
     if batch.size and min(batch.min(), iterations.min(), encode_parts.min(), decode_parts.min()) < 1:
         raise ValueError("encode_batch, decode_iterations and micro-batches: give at least 1 of each")
-    # Throughput, latency, TTFT, TPOT, period, encode phase, decode phase, filled group by group.
-    rows = [np.zeros(batch.size) for _ in range(7)]
-    decode_batch, max_rows, tokens = np.zeros(batch.size), np.zeros(batch.size, np.int64), np.zeros(batch.size)
+    found = _Columns.empty(batch.size)
     order = np.argsort(iterations, kind="stable")
     starts = np.flatnonzero(np.diff(iterations[order], prepend=-1))
     for where in np.split(order, starts[1:]) if batch.size else []:
         steady = _Steady(lengths, conditions, int(iterations[where[0]]))
-        decode_batch[where] = batch[where] * steady.residents.rows[0]
-        max_rows[where] = resident_quantile(batch[where], steady.held, conditions.overflow)
-        tokens[where] = steady.token_quantile(batch[where])
-        peak = decode_batch if padding is None else max_rows
-        group = where[_tabulated(pipeline, batch[where] / encode_parts[where], peak[where] / decode_parts[where])]
-        if group.size:
-            times = _times(
-                pipeline,
-                steady,
-                batch[group].astype(np.float64),
-                encode_parts[group],
-                decode_parts[group],
-                max_rows[group],
-                padding,
-            )
-            for column, found in zip(rows, _predict(steady, times, batch[group], rate_rps, with_tpot), strict=True):
-                column[group] = found
-    throughput, latency, ttft, tpot, period, encode, decode = rows
+        found.fill(where, pipeline, steady, batch, encode_parts, decode_parts, padding, rate_rps, with_tpot)
     call_rows = -(-batch // encode_parts)
     if padding is not None:
         call_rows = np.minimum(call_rows, encode_call_rows(pipeline.most_rows, padding.max_prompt_tokens))
     bytes_of = candidate_bytes(
-        pipeline, conditions, memory, "both", max_rows, call_rows, tokens, lengths.workload.most_tokens
+        pipeline, conditions, memory, "both", found.max_rows, call_rows, found.tokens, lengths.workload.most_tokens
     )
+    throughput, latency, ttft, tpot, period, encode, decode = found.times
     points = Points(
         encode_batch=batch,
         decode_iterations=iterations,
@@ -101,11 +83,62 @@ def evaluate_rra(
         period_s=period,
         encode_s=encode,
         decode_phase_s=decode,
-        decode_batch=decode_batch,
-        max_rows=max_rows,
+        decode_batch=found.decode_batch,
+        max_rows=found.max_rows,
         memory_bytes=bytes_of,
     )
     return refuse(points, period == 0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Columns:
+    """What is worked out for P candidates, filled group by group of the same N_D.
+
+    Attributes:
+      times: float64 [7, P]: throughput, latency, TTFT, TPOT, period, encode phase, decode phase; 0 where refused.
+      decode_batch: float64 [P]: expected peak rows.
+      max_rows: int64 [P]: rows to allocate.
+      tokens: float64 [P]: cached tokens to allocate.
+    """
+
+    times: Floats
+    decode_batch: Floats
+    max_rows: Ints
+    tokens: Floats
+
+    @classmethod
+    def empty(cls, count: int) -> _Columns:
+        return cls(np.zeros((7, count)), np.zeros(count), np.zeros(count, np.int64), np.zeros(count))
+
+    def fill(
+        self,
+        where: Ints,
+        pipeline: Pipeline,
+        steady: _Steady,
+        batch: Ints,
+        encode_parts: Ints,
+        decode_parts: Ints,
+        padding: Padding | None,
+        rate_rps: float | None,
+        with_tpot: bool,
+    ) -> None:
+        """The candidates at `where`, whose N_D is that of `steady`."""
+        self.decode_batch[where] = batch[where] * steady.residents.rows[0]
+        self.max_rows[where] = resident_quantile(batch[where], steady.held, steady.conditions.overflow)
+        self.tokens[where] = steady.token_quantile(batch[where])
+        peak = self.decode_batch if padding is None else self.max_rows
+        group = where[_tabulated(pipeline, batch[where] / encode_parts[where], peak[where] / decode_parts[where])]
+        if group.size:
+            times = _times(
+                pipeline,
+                steady,
+                batch[group].astype(np.float64),
+                encode_parts[group],
+                decode_parts[group],
+                self.max_rows[group],
+                padding,
+            )
+            self.times[:, group] = _predict(steady, times, batch[group], rate_rps, with_tpot)
 
 
 class _Steady:
