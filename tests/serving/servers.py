@@ -104,7 +104,7 @@ def running_server(
     ready, stop = threading.Event(), threading.Event()
 
     async def live() -> None:
-        frontend = Frontend(max_requests, options.key_limit)
+        frontend = Frontend(max_requests, options.key_limit, options.queue)
         states = health.Health([generation.SERVICE_NAME])
         keyring = None if options.keys is None else Keyring(options.keys)
         server, address = make_server(options, frontend, states, keyring)
@@ -117,6 +117,7 @@ def running_server(
         started.append(RunningServer(address, asyncio.get_running_loop(), frontend, states, runner, service.text))
         ready.set()
         await asyncio.to_thread(stop.wait)
+        frontend.cut_short()
         runner.stop()
         states.close()
         await server.stop(1)
@@ -190,3 +191,22 @@ def server_process(directory: Path, *flags: str, wait_ready: bool = True) -> Ite
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def engine_pid(server: ServerProcess) -> int | None:
+    """Of the engine process that a server has at the moment, if it has one; templates have another process."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            ours = f"\nPPid:\t{server.process.pid}\n" in (folder / "status").read_text()
+            # Empty of one that has died.
+            if ours and b"serving.engine.child" in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+    return None
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, or could."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
