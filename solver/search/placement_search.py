@@ -13,7 +13,7 @@ from solver.search.placement.layout import lay_out, pipeline_of
 from solver.search.placement.patterns import Load, MemoryNeed, make_patterns
 from solver.search.placement.placement_forms import rra_period
 from solver.search.placement.placement_problem import Limit, PlacementProblem
-from solver.search.placement.pools import share_pools
+from solver.search.placement.pools import replica_counts, share_pools
 from solver.search.placement.start_placement import start_placement
 from solver.search.setting import Setting
 from solver.search.uniform import Placed, return_s
@@ -56,7 +56,9 @@ def _problem(setting: Setting, placed: Placed, points: Points, m_e: int, m_d: in
     loads = [Load("encode", batch / m_e)]
     loads += [Load("decode", batch * float(rows[s].mean()) / m_d, float(context[s].mean())) for s in spans]
     loads.append(Load("call"))
-    pools = share_pools(setting.pools, placed.copies)[0]
+    # What does not divide among the copies stays idle, as it does under the placement at hand.
+    alike = [pool for pool in setting.pools if placed.copies in replica_counts([pool])]
+    pools = share_pools(alike, placed.copies)[0]
     capacity = {kind.name: _ROOM * setting.usable_bytes(kind.name) for kind in setting.cluster.kinds}
     cached = _cached_tokens(setting, placed, points)
     patterns = make_patterns(setting.units, pools, setting.layers, loads, {"both": MemoryNeed(cached)}, capacity)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 
-from solver.facts.cluster import Cluster
+from solver.facts.cluster import Cluster, HostGroup
 from solver.plan.bounds import Bounds
 from solver.plan.plan import Plan
 from solver.search.device_time import device_time_rps
@@ -18,6 +18,7 @@ from solver.search.family import Family, parts
 from solver.search.family_bounds import family_bounds
 from solver.search.placement.layout import level_between
 from solver.search.placement.pools import share_pools
+from solver.search.placement_search import better_placement
 from solver.search.planner import Infeasible, PlanRequest, plan_schedule
 from solver.search.proof.boxes import Boxes
 from solver.search.proof.limits import Limits
@@ -189,6 +190,22 @@ def test_a_plan_is_no_worse_than_all_uniform_placements_and_within_its_bound(see
     assert plan.prediction.throughput_rps >= expected * (1 - 1e-12)
     assert plan.certificate.best_bound_rps >= plan.prediction.throughput_rps
     assert plan.prediction.latency_s <= 0.08
+
+
+def test_copies_that_leave_a_device_over_are_placed_again_without_it() -> None:
+    asked = request(3, ragged=False)
+    odd = HostGroup(asked.cluster.groups[0].kind, 1, 1, 1)
+    larger = dataclasses.replace(asked.cluster, groups=(*asked.cluster.groups, odd))
+    setting = make_setting(dataclasses.replace(asked, cluster=larger))
+    tried = [placed for placed in uniform_placements(setting) if placed.copies == 2]
+    assert tried
+    for placed in tried:
+        points = rra_evaluator(setting, placed, 1, 1)(np.array([4]), np.array([4]))
+        found = better_placement(setting, placed, points, 1, 1, 5.0)
+        if found is not None:
+            assert found.copies == 2
+            assert sum(len(stage.devices) for stage in found.stages) <= 2
+            assert all(device < 4 for stage in found.stages for device in stage.devices)
 
 
 @pytest.mark.parametrize("ragged", [False, True])
