@@ -1,8 +1,9 @@
 """Between the event loop, where requests live, and the Runner's thread, where their tokens are made.
 
-The Runner hands over one list of events per part of a phase, with one `call_soon_threadsafe`. Here each event reaches
-its request: tokens become text, a stop string ends the answer and frees its row, and whoever streams the answer takes
-everything that has come since it last looked, so a slow reader gets fewer and larger messages.
+Whoever is let in waits in `serving.admission` until the Runner has use for it. The Runner hands over one list of events
+per part of a phase, with one `call_soon_threadsafe`. Here each event reaches its request: tokens become text, a stop
+string ends the answer and frees its row, and whoever streams the answer takes everything that has come since it last
+looked, so a slow reader gets fewer and larger messages.
 """
 
 from __future__ import annotations
@@ -19,6 +20,16 @@ from exegpt_jax.runner.events import Event, Finished, Tokens
 from exegpt_jax.runner.request import Request
 from exegpt_jax.text.answer import Answer, Ending, TokenLogprobs
 from exegpt_jax.text.prompts import ModelText, Prepared
+from serving.admission.budget import UNSAID, QueueLimits, within_share
+from serving.admission.gate import Gate
+from serving.admission.refusals import (
+    QUOTA_EXCEEDED,
+    DeadlinePassed,
+    DeadlineUnreachable,
+    Unavailable,
+    draining,
+)
+from serving.admission.ticket import Forecast
 from serving.backend import Backend
 from serving.security.caller import CALLER
 from serving.security.quota import OverQuota, Quota
@@ -28,18 +39,6 @@ from serving.telemetry.trace_parent import TRACE_PARENT
 _LOG = logging.getLogger(__name__)
 _INLINE_CHARACTERS = 2048
 """Longer prompts are tokenised on another thread than the event loop's."""
-
-
-class Unavailable(Exception):
-    """No room for this request now; the same request may succeed after `retry_s`."""
-
-    def __init__(self, message: str, retry_s: float) -> None:
-        super().__init__(message)
-        self.retry_s = retry_s
-
-
-class DeadlinePassed(Exception):
-    """The request's deadline passed before its answer ended."""
 
 
 class GenerationFailed(Exception):
@@ -73,6 +72,7 @@ class Live:
       request_id: what its client calls it.
       trace_parent: the span that its client is in, as W3C's `traceparent` has it; empty without one.
       caller: the name of its client's key, where the server has keys.
+      forecast: when it was predicted to start and to end, where that was known.
       ending: how it ended, once it has.
       tokens: handed over so far.
       first_s, last_s: when the first and the last of them were; 0 without any.
@@ -87,6 +87,7 @@ class Live:
         self.caller = CALLER.get()
         self.prepared = prepared
         self.ending: Ending | Exception | None = None
+        self.forecast: Forecast | None = None
         self.arrival_s = time.monotonic()
         self.wake = wake
         self._answer = Answer(prepared.parameters, text.tokenizer)
@@ -117,7 +118,7 @@ class Live:
         elif event.reason == "deadline":
             self.ending = DeadlinePassed()
         elif event.reason == "abort":
-            self.ending = Unavailable(event.detail or "the server is stopping", 1.0)
+            self.ending = Unavailable(event.detail, 1.0, "ABORTED") if event.detail else draining()
         else:
             self.ending = GenerationFailed(event.detail)
 
@@ -153,13 +154,15 @@ class Live:
             ended_s=time.monotonic(),
             detail=str(self.ending) if isinstance(self.ending, GenerationFailed) else "",
             trace_parent=self.trace_parent,
+            predicted_start_s=0.0 if self.forecast is None else self.forecast.start_s,
+            predicted_end_s=0.0 if self.forecast is None else self.forecast.end_s,
         )
 
     def _outcome(self) -> Outcome:
         match self.ending:
             case Ending(reason=reason):
                 return reason
-            case DeadlinePassed():
+            case DeadlinePassed() | DeadlineUnreachable():
                 return "deadline"
             case GenerationFailed():
                 return "error"
@@ -177,14 +180,16 @@ class Frontend:
 
     Attributes:
       max_requests: requests admitted at once, running and waiting; more are refused as Unavailable. `key_limit` of
-        them may be one key's; more of that one are OverQuota.
+        them may be one key's; more of that one are OverQuota. `queue` bounds what waits otherwise.
+      gate: whoever waits for the Runner.
       on_drain: called when it begins.
       on_ended: told of every request that was admitted, when nobody waits for it any more.
       tally: what is counted of requests.
     """
 
-    def __init__(self, max_requests: int, key_limit: int | None = None) -> None:
+    def __init__(self, max_requests: int, key_limit: int | None = None, queue: QueueLimits = UNSAID) -> None:
         self.max_requests = max_requests
+        self.gate = Gate(queue, max_requests, self._lost)
         self._quota = Quota("requests", key_limit)
         self.on_drain: set[Callable[[], None]] = set()
         self.on_ended: list[Callable[[Ended], None]] = []
@@ -195,6 +200,7 @@ class Frontend:
         self._runner: Backend | None = None
         self._live: dict[str, Live] = {}
         self._admitted = 0
+        self._cut = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._numbers = itertools.count()
@@ -224,6 +230,7 @@ class Frontend:
 
     def open(self, text: ModelText, runner: Backend) -> None:
         """Begins to admit requests."""
+        self.gate.open(runner)
         self._text, self._runner, self._state = text, runner, "serving"
 
     def hand_over(self, events: list[Event]) -> None:
@@ -236,30 +243,40 @@ class Frontend:
         """Admits one request; whoever begins it ends it, with `end`.
 
         Args:
-          fields: prompt or messages, and parameters, as `ModelText.prepare` takes them.
+          fields: prompt or messages, and parameters, as `ModelText.prepare` takes them, and `priority`.
           deadline_s: on time.monotonic's clock.
           wake: called whenever there is something to take.
           request_id: what its client calls it, for logs and traces.
 
         Raises:
-          Unavailable, OverQuota; ValueError for bad input, in one line.
+          Unavailable, DeadlineUnreachable, OverQuota; ValueError for bad input, in one line.
         """
         try:
             return await self._begin(fields, deadline_s, wake, request_id)
-        except (Unavailable, OverQuota, ValueError) as error:
-            self.tally.refused("invalid" if isinstance(error, ValueError) else "refused")
+        except ValueError:
+            self.tally.refused("invalid", "INVALID_ARGUMENT")
+            raise
+        except OverQuota:
+            self.tally.refused("refused", QUOTA_EXCEEDED)
+            raise
+        except (Unavailable, DeadlineUnreachable) as error:
+            self.tally.refused("refused", error.reason)
             raise
 
     async def _begin(
         self, fields: Mapping[str, object], deadline_s: float | None, wake: Callable[[], None], request_id: str
     ) -> Live:
-        text, runner = self._admit()
+        text = self._admit()
         live = None
         try:
-            prepared = await _prepare(text, fields)
+            given = dict(fields)
+            priority = _priority(given.pop("priority", None))
+            prepared = await _prepare(text, given)
+            if self._cut:
+                raise draining()
             live = Live(str(next(self._numbers)), prepared, text, wake, request_id)
             self._live[live.number] = live
-            self._submit(runner, live, deadline_s)
+            self._queue(live, deadline_s, priority)
         # Whatever it is: nobody else can give the place back.
         except BaseException:
             self._forget(live, CALLER.get())
@@ -268,8 +285,7 @@ class Frontend:
 
     def end(self, live: Live) -> None:
         """Nobody waits for it any more; its row is freed if it has not ended."""
-        if live.ending is None and self._runner is not None:
-            self._runner.cancel(live.number)
+        self._leave_gate(live)
         self._forget(live, live.caller)
         self._tell(live)
 
@@ -302,17 +318,28 @@ class Frontend:
             return False
         return True
 
-    def _admit(self) -> tuple[ModelText, Backend]:
+    def cut_short(self) -> None:
+        """Ends whoever waits for the Runner, and lets nobody else wait: the server stops now."""
+        self._cut = True
+        self.gate.cut_short()
+
+    def _admit(self) -> ModelText:
         if self._state == "draining":
-            raise Unavailable("the server is stopping", 1.0)
+            raise draining()
         if self._text is None or self._runner is None:
-            raise Unavailable("the server is warming up", 1.0)
+            raise Unavailable("the server is warming up", 1.0, "WARMING_UP")
         if self._admitted >= self.max_requests:
-            raise Unavailable(f"{self._admitted} requests are waiting or running, which is the limit", 0.5)
+            line = f"{self._admitted} requests are waiting or running, which is the limit"
+            raise Unavailable(line, self.gate.retry_s(), "QUEUE_FULL")
+        self._quota.check()
+        own = self._quota.under_way
+        if CALLER.get() is not None and not within_share(own, self._admitted, self.max_requests):
+            line = f"{own} requests of this key are waiting or running, which is its share now"
+            raise Unavailable(line, self.gate.retry_s(), "QUEUE_SHARE_USED")
         self._quota.enter()
         self._admitted += 1
         self._idle.clear()
-        return self._text, self._runner
+        return self._text
 
     def _forget(self, live: Live | None, caller: str | None) -> None:
         if live is not None:
@@ -322,29 +349,41 @@ class Frontend:
         if self._admitted == 0:
             self._idle.set()
 
-    def _submit(self, runner: Backend, live: Live, deadline_s: float | None) -> None:
+    def _queue(self, live: Live, deadline_s: float | None, priority: int) -> None:
+        parameters = live.prepared.parameters
         request = Request(
             id=live.number,
             prompt_ids=live.prepared.prompt_ids,
-            sampling=live.prepared.parameters.sampling,
+            sampling=parameters.sampling,
             arrival_s=live.arrival_s,
             deadline_s=deadline_s,
         )
-        try:
-            runner.submit(request)
-        except ValueError:
-            if self._state == "draining":
-                # Admitted just before, and the drain ran out of time while its prompt was tokenised.
-                raise Unavailable("the server is stopping", 1.0) from None
-            raise
+        can_stop = bool(parameters.sampling.stop_ids or parameters.stop)
+        live.forecast = self.gate.admit(request, key=live.caller, priority=priority, can_stop=can_stop)
+
+    def _lost(self, number: str, error: Exception) -> None:
+        """It ended while it waited for the Runner."""
+        live = self._live.get(number)
+        if live is not None and live.ending is None:
+            live.ending = error
+            live.wake()
+
+    def _leave_gate(self, live: Live) -> None:
+        """It has ended, or nobody wants it any more: it waits no longer, or its row is freed."""
+        handed = self.gate.leave(live.number, answered=isinstance(live.ending, Ending))
+        if handed and self._runner is not None:
+            self._runner.cancel(live.number)
+        self.gate.pump()
 
     def deliver(self, events: list[Event]) -> None:
         """Each event to its request; on the event loop."""
+        self.gate.hear(events)
         for event in events:
             live = self._live.get(event.id)
             # Cancelled, or ended by a stop string before the Runner knew.
             if live is not None and live.ending is None:
                 self._deliver_to(live, event)
+        self.gate.pump()
 
     def _deliver_to(self, live: Live, event: Event) -> None:
         try:
@@ -356,8 +395,10 @@ class Frontend:
         except Exception as error:
             _LOG.exception("delivering to a request failed", extra={"request_id": live.request_id})
             live.ending = GenerationFailed(type(error).__name__)
-        if live.ending is not None and isinstance(event, Tokens) and self._runner is not None:
-            self._runner.cancel(event.id)
+        if live.ending is not None:
+            handed = self.gate.leave(live.number, answered=isinstance(live.ending, Ending))
+            if handed and isinstance(event, Tokens) and self._runner is not None:
+                self._runner.cancel(event.id)
         live.wake()
 
     def _push(self, live: Live, event: Tokens) -> None:
@@ -376,6 +417,14 @@ class Frontend:
             # Whoever looks on must not cost those who wait their answers.
             except Exception:
                 _LOG.exception("telling of the end of a request failed", extra={"request_id": live.request_id})
+
+
+def _priority(given: object) -> int:
+    if given is None:
+        return 0
+    if isinstance(given, bool) or not isinstance(given, int) or not -(2**31) <= given < 2**31:
+        raise ValueError(f"priority: {str(given)[:60]!r} is not an integer of 32 bits; lower is earlier, 0 if absent")
+    return given
 
 
 async def _prepare(text: ModelText, fields: Mapping[str, object]) -> Prepared:

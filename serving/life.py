@@ -49,7 +49,7 @@ async def run_server(
     keyring = None if options.keys is None else Keyring(options.keys)
     stopping, impatient = asyncio.Event(), asyncio.Event()
     _on_signals(stopping, impatient, keyring)
-    frontend = Frontend(options.max_requests, options.key_limit)
+    frontend = Frontend(options.max_requests, options.key_limit, options.queue)
     states = health.Health([generation.SERVICE_NAME])
 
     def on_state(works: bool) -> None:
@@ -90,11 +90,13 @@ async def run_server(
         await _first(frontend.drain(options.drain_s), impatient.wait(), link.gone)
         if frontend.admitted:
             say(f"cutting {frontend.admitted} requests short")
-        # Its last events end the remaining streams.
+        # Its last events end the remaining streams, but for those it was never asked.
+        frontend.cut_short()
         stopped = await link.stop()
         if stopped is not None:
             on_stopped(stopped)
     finally:
+        frontend.cut_short()
         states.close()
         await link.close()
         await server.stop(_STOP_GRACE_S)

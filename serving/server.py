@@ -9,6 +9,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from serving.admission.budget import UNSAID, QueueLimits
 from serving.doors import generation, health
 from serving.doors.guard import Guard
 from serving.doors.open_inference import door as open_inference
@@ -56,6 +57,7 @@ class ServerOptions:
       key_limit: calls, and requests, of one key under way; None leaves it at `max_requests`.
       model_name: what clients of the Open Inference Protocol call it.
       max_requests: requests admitted at once, running and waiting.
+      queue: what may wait of tokens and bytes.
       settle_s: after SIGTERM health says NOT_SERVING for so long before requests are refused.
       drain_s: how long admitted requests may still run after that.
       vllm_engine: speak the protocol of smg's engines too, for this model; None for not.
@@ -70,6 +72,7 @@ class ServerOptions:
     key_limit: int | None = None
     model_name: str = "model"
     max_requests: int = 1024
+    queue: QueueLimits = UNSAID
     settle_s: float = 0.0
     drain_s: float = 30.0
     vllm_engine: ModelCard | None = None

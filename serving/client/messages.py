@@ -37,6 +37,7 @@ class Parameters(TypedDict, total=False):
     skip_special_tokens: bool
     include_stop_str_in_output: bool
     n: int
+    priority: int
 
 
 class ServerError(OSError):

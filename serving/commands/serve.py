@@ -41,6 +41,16 @@ flags.DEFINE_bool(
 flags.DEFINE_integer(
     "max_requests", 1024, "requests admitted at once, running and waiting; more are refused", 1, flag_values=FLAGS
 )
+flags.DEFINE_integer(
+    "max_queued_tokens",
+    None,
+    "tokens that wait, prompts and answers at their longest; absent: of max_requests requests of half the longest",
+    1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "max_queued_bytes", None, "memory of the requests that wait; absent: 256 MiB", 1, flag_values=FLAGS
+)
 flags.DEFINE_float("drain_s", 30.0, "how long admitted requests may run on after SIGTERM", 0.0, flag_values=FLAGS)
 flags.DEFINE_float(
     "settle_s",
@@ -70,6 +80,7 @@ def main(argv: list[str]) -> int:
     logs.configure(FLAGS.log_format, requests=FLAGS.log_requests)
     logging.getLogger("serving").setLevel(logging.INFO)
 
+    from serving.admission.budget import QueueLimits
     from serving.life import run_server
     from serving.server import ServerOptions
 
@@ -82,6 +93,7 @@ def main(argv: list[str]) -> int:
         key_limit=FLAGS.key_limit,
         model_name=directory.resolve().name,
         max_requests=FLAGS.max_requests,
+        queue=QueueLimits(FLAGS.max_queued_tokens, FLAGS.max_queued_bytes),
         settle_s=FLAGS.settle_s,
         drain_s=FLAGS.drain_s,
         vllm_engine=_card(directory),

@@ -19,7 +19,7 @@ from serving.frontend import Frontend
 from serving.proto.exegpt.v1 import admin_pb2 as pb
 from serving.proto.exegpt.v1 import admin_pb2_grpc as pb_grpc
 from serving.telemetry.run_view import Ask
-from serving.telemetry.stacks import stacks
+from serving.telemetry.stacks import stacks, tasks
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["Admin"].full_name
 _TRACE_S = 60.0
@@ -64,7 +64,8 @@ class AdminDoor(pb_grpc.AdminServicer):
     async def DumpState(self, request: pb.DumpStateRequest, context: grpc.aio.ServicerContext) -> pb.DumpStateResponse:
         frontend = self._frontend
         live = [{"request": one.request_id, "id": one.number, "generated_tokens": one.tokens} for one in frontend.live]
-        state: dict[str, object] = {"state": frontend.state, "admitted": frontend.admitted, "live": live} | stacks()
+        state: dict[str, object] = {"state": frontend.state, "admitted": frontend.admitted, "live": live}
+        state |= stacks() | tasks()
         try:
             state["run"] = await self._ask("state", {})
         except ValueError as error:

@@ -12,8 +12,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import grpc
 
+from serving.admission.refusals import draining
 from serving.doors.wire import REFUSED, Refusal, check_id, fields_of, refusal_of, response_of, timeout_of
-from serving.frontend import Frontend, Live, Unavailable
+from serving.frontend import Frontend, Live
 from serving.proto.exegpt.v1 import generation_pb2 as pb
 
 _MESSAGE_BYTES = 2**20
@@ -62,7 +63,7 @@ class Session:
                 if not self._live and (reading.done() or self._frontend.draining):
                     break
             if not reading.done():
-                self.cut_short = refusal_of("", Unavailable("the server is stopping", 1.0))
+                self.cut_short = refusal_of("", draining())
         finally:
             reading.cancel()
             self._frontend.on_drain.discard(self._ready.set)
@@ -110,7 +111,7 @@ class Session:
 
     def _refuse(self, name: str, error: Exception) -> None:
         refusal = refusal_of(name, error)
-        entry = pb.RequestError(id=name, code=_number(refusal.code), message=refusal.details)
+        entry = pb.RequestError(id=name, code=_number(refusal.code), message=refusal.details, reason=refusal.reason)
         if refusal.retry_s is not None:
             entry.retry_after_s = refusal.retry_s
         self._errors.append(entry)

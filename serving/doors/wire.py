@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Mapping
 
 import grpc
 
 from exegpt_jax.text.answer import Ending
-from serving.frontend import DeadlinePassed, GenerationFailed, Unavailable, Update
+from serving.admission.refusals import (
+    DEADLINE_PASSED,
+    QUOTA_EXCEEDED,
+    DeadlinePassed,
+    DeadlineUnreachable,
+    Unavailable,
+)
+from serving.frontend import GenerationFailed, Update
 from serving.proto.exegpt.v1 import generation_pb2 as pb
 from serving.security.quota import OverQuota
 
@@ -17,17 +25,26 @@ _LOG = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
 
-REFUSED = (ValueError, Unavailable, OverQuota, DeadlinePassed, GenerationFailed)
+REFUSED = (ValueError, Unavailable, OverQuota, DeadlinePassed, DeadlineUnreachable, GenerationFailed)
 """What a Frontend raises to end a request."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """How a request ended other than well; `retry_s` where it may be tried again after so long."""
+    """How a request ended other than well.
+
+    Attributes:
+      code, details: its status.
+      reason: for programs, more exact than the code.
+      retry_s: it may be tried again after so long; None: not as it stands.
+      facts: numbers of the line, for programs.
+    """
 
     code: grpc.StatusCode
     details: str
+    reason: str
     retry_s: float | None = None
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def check_id(request_id: str, field: str = "id") -> None:
@@ -40,17 +57,21 @@ def refusal_of(request_id: str, error: Exception) -> Refusal:
     """The status of an error of `REFUSED`."""
     match error:
         case Unavailable():
-            return Refusal(grpc.StatusCode.UNAVAILABLE, f"{error}; try again", error.retry_s)
+            return Refusal(grpc.StatusCode.UNAVAILABLE, f"{error}; try again", error.reason, error.retry_s)
         case OverQuota():
-            return Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            return Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), QUOTA_EXCEEDED)
+        case DeadlineUnreachable():
+            facts = {"needed_s": f"{error.needed_s:.6g}"}
+            return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), error.reason, facts=facts)
         case DeadlinePassed():
-            return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the answer ended")
+            line = "the deadline passed before the answer ended"
+            return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, line, DEADLINE_PASSED)
         case GenerationFailed():
             _LOG.error("request %s failed: %s", request_id, error)
             line = f"the engine lost request {request_id}; the server's log explains it"
-            return Refusal(grpc.StatusCode.INTERNAL, line)
+            return Refusal(grpc.StatusCode.INTERNAL, line, "ENGINE_FAILED")
         case _:
-            return Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            return Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error), "INVALID_ARGUMENT")
 
 
 def timeout_of(request: pb.GenerateRequest) -> float | None:

@@ -23,6 +23,12 @@ class Quota:
         self._what, self._most = what, most
         self._under_way: Counter[str] = Counter()
 
+    @property
+    def under_way(self) -> int:
+        """Of the caller of the moment."""
+        caller = CALLER.get()
+        return 0 if caller is None else self._under_way[caller]
+
     def check(self) -> None:
         """Raises OverQuota if the caller could not enter now."""
         caller = CALLER.get()

@@ -38,7 +38,7 @@ class _Collector(Collector):
         if figures is not None:
             bound = figures["bound"]
             self._frontend.tally.bound = None if bound is None else LatencyBound(**bound)
-            yield from run_families(figures, self._model)
+            yield from run_families(figures, self._model, self._frontend.gate.waiting)
             if figures["pid"] != os.getpid():
                 yield from _process(figures["pid"])
         yield engine_up(figures is not None)

@@ -31,6 +31,8 @@ def front_families(frontend: Frontend, model: str) -> Iterator[Metric]:
     yield _gauge("exegpt_requests_admitted", "Requests admitted and not answered yet.", {}, frontend.admitted)
     yield _gauge("exegpt_requests_limit", "Most requests admitted at once.", {}, frontend.max_requests)
     yield _counters("exegpt_requests", "Requests by how they ended.", "outcome", tally.outcomes)
+    yield _counters("exegpt_refusals", "Requests that were not let in, by reason.", "reason", tally.refusals)
+    yield from _queue(frontend)
     tokens = {"prompt": tally.prompt_tokens, "generated": tally.generated_tokens}
     yield _counters("exegpt_tokens", "Tokens encoded, and handed over.", "kind", tokens)
     if tally.bound is not None:
@@ -44,6 +46,22 @@ def front_families(frontend: Frontend, model: str) -> Iterator[Metric]:
     yield _counter("vllm:generation_tokens", "Tokens handed over.", alias, tally.generated_tokens)
     answered = {outcome: tally.outcomes[outcome] for outcome in ANSWERED}
     yield _counters("vllm:request_success", "Whole answers.", "finished_reason", answered, alias)
+
+
+def _queue(frontend: Frontend) -> Iterator[Metric]:
+    gate = frontend.gate
+    yield _gauge("exegpt_queue_requests", "Requests that wait in the front end for the engine.", {}, gate.waiting)
+    yield _gauge("exegpt_queue_tokens", "Prompt and answer tokens of those who wait, at most.", {}, gate.held.tokens)
+    yield _gauge("exegpt_queue_tokens_limit", "Most tokens that wait at once.", {}, gate.limits.tokens)
+    yield _gauge("exegpt_queue_bytes", "Memory of those who wait, estimated.", {}, gate.held.bytes)
+    yield _gauge("exegpt_queue_bytes_limit", "Most memory of those who wait.", {}, gate.limits.bytes)
+    pace = gate.pace
+    if pace is not None:
+        known = {"predicted": pace.predicted_s, "measured": pace.period_s.value}
+        periods = {kind: period_s for kind, period_s in known.items() if period_s is not None}
+        yield _gauges("exegpt_period_seconds", "From one phase to the next: the plan's, and lately.", "kind", periods)
+        margin = "By how much predictions for those who wait fell short lately, 99th percentile."
+        yield _gauge("exegpt_admission_margin_seconds", margin, {}, pace.margin_s)
 
 
 def _latencies(frontend: Frontend, model: str) -> Iterator[Metric]:
@@ -68,19 +86,27 @@ def _latencies(frontend: Frontend, model: str) -> Iterator[Metric]:
         ("exegpt_request_generated_tokens", "vllm:request_generation_tokens", tally.answered_tokens,
          "Tokens of an answer."),
     )  # fmt: skip
+    for own, histogram, text in (
+        ("exegpt_predicted_queue_seconds", tally.predicted_queue_s,
+         "As predicted when it came: from arrival to the start of the encode phase."),
+        ("exegpt_predicted_request_seconds", tally.predicted_request_s,
+         "As predicted when it came: from arrival to the last token."),
+    ):  # fmt: skip
+        yield _histograms(own, text, {}, [({}, counted(histogram))])
     for own, theirs, histogram, text in table:
         plain = counted(histogram)
         yield _histograms(own, text, {}, [({}, plain)])
         yield _histograms(theirs, text, _alias(model), [({}, plain)])
 
 
-def run_families(figures: Figures, model: str) -> Iterator[Metric]:
-    """What the engine tells."""
+def run_families(figures: Figures, model: str, queued: int) -> Iterator[Metric]:
+    """What the engine tells; `queued` requests wait for it in the front end."""
     stats, kv_bytes, alias = figures["stats"], figures["kv_bytes"], _alias(model)
     running = {"running": stats["running"], "waiting": stats["waiting"]}
     yield _gauges("exegpt_runner_requests", "Requests on the devices, and those that wait for it.", "state", running)
     yield _gauge("vllm:num_requests_running", "Requests on the devices.", alias, stats["running"])
-    yield _gauge("vllm:num_requests_waiting", "Requests that wait for the devices.", alias, stats["waiting"])
+    waiting = stats["waiting"] + queued
+    yield _gauge("vllm:num_requests_waiting", "Requests that wait for the devices.", alias, waiting)
     yield _gauges("exegpt_kv_bytes", "Cache of the fullest device, by what holds it.", "state", kv_bytes)
     usage = min(1.0, kv_bytes["live"] / kv_bytes["allocated"]) if kv_bytes["allocated"] else 0.0
     yield _gauge("vllm:kv_cache_usage_perc", "Share of the cache that requests hold; 1 is all.", alias, usage)

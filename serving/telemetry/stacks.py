@@ -1,10 +1,12 @@
-"""Where every thread of this process stands, for a server that seems to hang."""
+"""Where every thread and task of this process stands, for a server that seems to hang."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import traceback
+from collections import Counter
 
 
 def stacks() -> dict[str, object]:
@@ -19,3 +21,9 @@ def stacks() -> dict[str, object]:
             for number, frame in sys._current_frames().items()
         }
     }
+
+
+def tasks() -> dict[str, object]:
+    """How many tasks of this thread's loop are under way, by what they run."""
+    found = Counter(getattr(task.get_coro(), "__qualname__", "native") for task in asyncio.all_tasks())
+    return {"tasks": dict(found.most_common())}

@@ -64,10 +64,13 @@ def read(response: pb.ModelInferResponse) -> dict[str, Any]:
     return found
 
 
+STRICT = (("triton_grpc_error", "true"),)
+
+
 def converse(
     server: RunningServer, *requests: pb.ModelInferRequest, strict: bool = False
 ) -> list[pb.ModelStreamInferResponse]:
-    metadata = (("triton_grpc_error", "true"),) if strict else ()
+    metadata = STRICT if strict else ()
     with grpc.insecure_channel(server.address) as channel:
         call = pb_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(requests), timeout=60, metadata=metadata)
         return list(call)

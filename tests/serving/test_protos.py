@@ -23,7 +23,7 @@ def test_generated_code_is_current(tmp_path: Path) -> None:
 
 
 def test_the_wire_carries_every_parameter_under_its_name() -> None:
-    assert {field.name for field in generation_pb2.Parameters.DESCRIPTOR.fields} == set(PARAMETERS)
+    assert {field.name for field in generation_pb2.Parameters.DESCRIPTOR.fields} == {*PARAMETERS, "priority"}
 
 
 def test_every_enum_begins_with_unspecified() -> None:

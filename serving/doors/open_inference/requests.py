@@ -24,7 +24,7 @@ REFUSED = (*wire.REFUSED, UnknownModel)
 def refusal_of(request_id: str, error: Exception) -> wire.Refusal:
     """The status of an error of `REFUSED`."""
     if isinstance(error, UnknownModel):
-        return wire.Refusal(grpc.StatusCode.NOT_FOUND, str(error))
+        return wire.Refusal(grpc.StatusCode.NOT_FOUND, str(error), "UNKNOWN_MODEL")
     return wire.refusal_of(request_id, error)
 
 

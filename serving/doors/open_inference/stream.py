@@ -12,13 +12,14 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from serving.admission.refusals import draining
 from serving.doors.open_inference.answers import Answers
 from serving.doors.open_inference.models import Models
 from serving.doors.open_inference.requests import REFUSED, Asked, asked_of, refusal_of
 from serving.doors.open_inference.responses import empty_final, response_of, tokenizer_of
 from serving.doors.open_inference.statistics import Statistics
 from serving.doors.wire import Refusal
-from serving.frontend import Frontend, Unavailable
+from serving.frontend import Frontend
 from serving.proto.inference import inference_pb2 as pb
 
 _MOST_UNREAD_ERRORS = 256
@@ -83,7 +84,7 @@ class Stream:
                 if not self._live and self._errors.empty() and (reading.done() or self._frontend.draining):
                     break
             if not reading.done() and self.cut_short is None:
-                self.cut_short = refusal_of("", Unavailable("the server is stopping", 1.0))
+                self.cut_short = refusal_of("", draining())
         finally:
             reading.cancel()
             self._frontend.on_drain.discard(self._ready.set)

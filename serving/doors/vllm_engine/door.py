@@ -23,6 +23,7 @@ from smg_grpc_proto import vllm_engine_pb2_grpc as pb_grpc
 from smg_grpc_proto.generated import common_pb2
 
 from exegpt_jax.text.prompts import ModelText
+from serving.admission.refusals import Unavailable
 from serving.backend import Backend
 from serving.doors.ending import REQUEST_ID, abort
 from serving.doors.health import Health
@@ -30,7 +31,7 @@ from serving.doors.vllm_engine.card import ModelCard, tokenizer_bundle
 from serving.doors.vllm_engine.choices import Choices
 from serving.doors.vllm_engine.wire import aborted, chunk_of, complete_of, fields_of, merged
 from serving.doors.wire import REFUSED, check_id, refusal_of
-from serving.frontend import Frontend, Unavailable, Update
+from serving.frontend import Frontend, Update
 from serving.security.caller import CALLER
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["VllmEngine"].full_name
@@ -140,10 +141,11 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
         """Of rank 0, the only one. A running request holds a whole row of the cache."""
         _, runner = await self._opened_or_abort(context)
         stats, rows, row_tokens = runner.stats(), runner.plan.schedule.max_rows, runner.plan.cache_tokens
+        waiting = stats.waiting + self._frontend.gate.waiting
         load = pb.SchedulerLoad(
             num_running_reqs=stats.running,
-            num_waiting_reqs=stats.waiting,
-            num_total_reqs=stats.running + stats.waiting,
+            num_waiting_reqs=waiting,
+            num_total_reqs=stats.running + waiting,
             num_used_tokens=min(stats.running, rows) * row_tokens,
             max_total_num_tokens=rows * row_tokens,
             token_usage=min(stats.running / rows, 1.0),
@@ -174,7 +176,7 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
 
     def _opened(self) -> tuple[ModelText, Backend]:
         if self._frontend.opened is None:
-            raise Unavailable("the server is warming up", 1.0)
+            raise Unavailable("the server is warming up", 1.0, "WARMING_UP")
         return self._frontend.opened
 
 

@@ -21,6 +21,8 @@ PROMISED = {
     *("exegpt_latency_bound_misses", "exegpt_predicted_phase_seconds", "exegpt_simulator_error_ratio"),
     *("exegpt_schedule_info", "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
     *("vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds", "vllm:e2e_request_latency_seconds"),
+    *("exegpt_queue_requests", "exegpt_queue_tokens", "exegpt_queue_bytes", "exegpt_refusals", "exegpt_period_seconds"),
+    *("exegpt_predicted_queue_seconds", "exegpt_predicted_request_seconds", "exegpt_admission_margin_seconds"),
     *("vllm:request_queue_time_seconds", "vllm:prompt_tokens", "vllm:generation_tokens", "vllm:request_success"),
 }
 # Gauges that say how things are made, or tell of the last minute; every other one counts what is there at present.
@@ -33,6 +35,8 @@ STANDING = {
         "exegpt_engine_up",
     ),
     *("exegpt_schedule_info", "exegpt_simulator_error_ratio", "exegpt_stage_busy_ratio", "python_info"),
+    *("exegpt_queue_tokens_limit", "exegpt_queue_bytes_limit"),
+    *("exegpt_period_seconds", "exegpt_admission_margin_seconds"),
 }
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65xegpt/v1/generation.proto\x12\texegpt.v1\"Y\n\x15GenerateStreamRequest\x12,\n\x08requests\x18\x01 \x03(\x0b\x32\x1a.exegpt.v1.GenerateRequest\x12\x12\n\ncancel_ids\x18\x02 \x03(\t\"q\n\x16GenerateStreamResponse\x12.\n\tresponses\x18\x01 \x03(\x0b\x32\x1b.exegpt.v1.GenerateResponse\x12\'\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x17.exegpt.v1.RequestError\"g\n\x0cRequestError\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1a\n\rretry_after_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_retry_after_s\"\xd9\x01\n\x0fGenerateRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.exegpt.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.exegpt.v1.ChatH\x00\x12)\n\nparameters\x18\x05 \x01(\x0b\x32\x15.exegpt.v1.Parameters\x12\x16\n\ttimeout_s\x18\n \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06promptB\x0c\n\n_timeout_sJ\x04\x08\x06\x10\n\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"0\n\x04\x43hat\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.exegpt.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x9a\x06\n\nParameters\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x03H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x17\n\nignore_eos\x18\r \x01(\x08H\n\x88\x01\x01\x12\x38\n\nlogit_bias\x18\x0e \x03(\x0b\x32$.exegpt.v1.Parameters.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x12\'\n\x1ainclude_stop_str_in_output\x18\x11 \x01(\x08H\r\x88\x01\x01\x12\x0e\n\x01n\x18\x12 \x01(\rH\x0e\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x16\n\x14_skip_special_tokensB\x1d\n\x1b_include_stop_str_in_outputB\x04\n\x02_nJ\x04\x08\x13\x10\x19\"\x94\x01\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.exegpt.v1.TokenLogprobs\x12!\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x11.exegpt.v1.FinishJ\x04\x08\x06\x10\n\"F\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.exegpt.v1.TokenLogprob\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"\xc0\x01\n\x06\x46inish\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.exegpt.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x02 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.exegpt.v1.Usage\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x1f\n\x05times\x18\x06 \x01(\x0b\x32\x10.exegpt.v1.TimesB\r\n\x0bstop_reason\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"d\n\x05Times\x12\x1b\n\x0e\x65ncode_start_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rfirst_token_s\x18\x02 \x01(\x01\x12\x14\n\x0clast_token_s\x18\x03 \x01(\x01\x42\x11\n\x0f_encode_start_s*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xae\x01\n\nGeneration\x12\x45\n\x08Generate\x12\x1a.exegpt.v1.GenerateRequest\x1a\x1b.exegpt.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateStream\x12 .exegpt.v1.GenerateStreamRequest\x1a!.exegpt.v1.GenerateStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65xegpt/v1/generation.proto\x12\texegpt.v1\"Y\n\x15GenerateStreamRequest\x12,\n\x08requests\x18\x01 \x03(\x0b\x32\x1a.exegpt.v1.GenerateRequest\x12\x12\n\ncancel_ids\x18\x02 \x03(\t\"q\n\x16GenerateStreamResponse\x12.\n\tresponses\x18\x01 \x03(\x0b\x32\x1b.exegpt.v1.GenerateResponse\x12\'\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x17.exegpt.v1.RequestError\"w\n\x0cRequestError\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1a\n\rretry_after_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x10\n\x0e_retry_after_s\"\xd9\x01\n\x0fGenerateRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.exegpt.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.exegpt.v1.ChatH\x00\x12)\n\nparameters\x18\x05 \x01(\x0b\x32\x15.exegpt.v1.Parameters\x12\x16\n\ttimeout_s\x18\n \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06promptB\x0c\n\n_timeout_sJ\x04\x08\x06\x10\n\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"0\n\x04\x43hat\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.exegpt.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xbe\x06\n\nParameters\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x03H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x17\n\nignore_eos\x18\r \x01(\x08H\n\x88\x01\x01\x12\x38\n\nlogit_bias\x18\x0e \x03(\x0b\x32$.exegpt.v1.Parameters.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x12\'\n\x1ainclude_stop_str_in_output\x18\x11 \x01(\x08H\r\x88\x01\x01\x12\x0e\n\x01n\x18\x12 \x01(\rH\x0e\x88\x01\x01\x12\x15\n\x08priority\x18\x13 \x01(\x05H\x0f\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x16\n\x14_skip_special_tokensB\x1d\n\x1b_include_stop_str_in_outputB\x04\n\x02_nB\x0b\n\t_priorityJ\x04\x08\x14\x10\x19\"\x94\x01\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.exegpt.v1.TokenLogprobs\x12!\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x11.exegpt.v1.FinishJ\x04\x08\x06\x10\n\"F\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.exegpt.v1.TokenLogprob\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"\xc0\x01\n\x06\x46inish\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.exegpt.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x02 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.exegpt.v1.Usage\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x1f\n\x05times\x18\x06 \x01(\x0b\x32\x10.exegpt.v1.TimesB\r\n\x0bstop_reason\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"d\n\x05Times\x12\x1b\n\x0e\x65ncode_start_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rfirst_token_s\x18\x02 \x01(\x01\x12\x14\n\x0clast_token_s\x18\x03 \x01(\x01\x42\x11\n\x0f_encode_start_s*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xae\x01\n\nGeneration\x12\x45\n\x08Generate\x12\x1a.exegpt.v1.GenerateRequest\x1a\x1b.exegpt.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateStream\x12 .exegpt.v1.GenerateStreamRequest\x1a!.exegpt.v1.GenerateStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,38 +33,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PARAMETERS_LOGITBIASENTRY']._loaded_options = None
   _globals['_PARAMETERS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2165
-  _globals['_FINISHREASON']._serialized_end=2260
+  _globals['_FINISHREASON']._serialized_start=2217
+  _globals['_FINISHREASON']._serialized_end=2312
   _globals['_GENERATESTREAMREQUEST']._serialized_start=41
   _globals['_GENERATESTREAMREQUEST']._serialized_end=130
   _globals['_GENERATESTREAMRESPONSE']._serialized_start=132
   _globals['_GENERATESTREAMRESPONSE']._serialized_end=245
   _globals['_REQUESTERROR']._serialized_start=247
-  _globals['_REQUESTERROR']._serialized_end=350
-  _globals['_GENERATEREQUEST']._serialized_start=353
-  _globals['_GENERATEREQUEST']._serialized_end=570
-  _globals['_TOKENIDS']._serialized_start=572
-  _globals['_TOKENIDS']._serialized_end=595
-  _globals['_CHAT']._serialized_start=597
-  _globals['_CHAT']._serialized_end=645
-  _globals['_CHATMESSAGE']._serialized_start=647
-  _globals['_CHATMESSAGE']._serialized_end=691
-  _globals['_PARAMETERS']._serialized_start=694
-  _globals['_PARAMETERS']._serialized_end=1488
-  _globals['_PARAMETERS_LOGITBIASENTRY']._serialized_start=1194
-  _globals['_PARAMETERS_LOGITBIASENTRY']._serialized_end=1242
-  _globals['_GENERATERESPONSE']._serialized_start=1491
-  _globals['_GENERATERESPONSE']._serialized_end=1639
-  _globals['_TOKENLOGPROBS']._serialized_start=1641
-  _globals['_TOKENLOGPROBS']._serialized_end=1711
-  _globals['_TOKENLOGPROB']._serialized_start=1713
-  _globals['_TOKENLOGPROB']._serialized_end=1762
-  _globals['_FINISH']._serialized_start=1765
-  _globals['_FINISH']._serialized_end=1957
-  _globals['_USAGE']._serialized_start=1959
-  _globals['_USAGE']._serialized_end=2061
-  _globals['_TIMES']._serialized_start=2063
-  _globals['_TIMES']._serialized_end=2163
-  _globals['_GENERATION']._serialized_start=2263
-  _globals['_GENERATION']._serialized_end=2437
+  _globals['_REQUESTERROR']._serialized_end=366
+  _globals['_GENERATEREQUEST']._serialized_start=369
+  _globals['_GENERATEREQUEST']._serialized_end=586
+  _globals['_TOKENIDS']._serialized_start=588
+  _globals['_TOKENIDS']._serialized_end=611
+  _globals['_CHAT']._serialized_start=613
+  _globals['_CHAT']._serialized_end=661
+  _globals['_CHATMESSAGE']._serialized_start=663
+  _globals['_CHATMESSAGE']._serialized_end=707
+  _globals['_PARAMETERS']._serialized_start=710
+  _globals['_PARAMETERS']._serialized_end=1540
+  _globals['_PARAMETERS_LOGITBIASENTRY']._serialized_start=1233
+  _globals['_PARAMETERS_LOGITBIASENTRY']._serialized_end=1281
+  _globals['_GENERATERESPONSE']._serialized_start=1543
+  _globals['_GENERATERESPONSE']._serialized_end=1691
+  _globals['_TOKENLOGPROBS']._serialized_start=1693
+  _globals['_TOKENLOGPROBS']._serialized_end=1763
+  _globals['_TOKENLOGPROB']._serialized_start=1765
+  _globals['_TOKENLOGPROB']._serialized_end=1814
+  _globals['_FINISH']._serialized_start=1817
+  _globals['_FINISH']._serialized_end=2009
+  _globals['_USAGE']._serialized_start=2011
+  _globals['_USAGE']._serialized_end=2113
+  _globals['_TIMES']._serialized_start=2115
+  _globals['_TIMES']._serialized_end=2215
+  _globals['_GENERATION']._serialized_start=2315
+  _globals['_GENERATION']._serialized_end=2489
 # @@protoc_insertion_point(module_scope)

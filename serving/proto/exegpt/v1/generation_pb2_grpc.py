@@ -56,7 +56,8 @@ class GenerationServicer:
 
         The call's deadline is the request's: at the next phase boundary behind it the request's row is freed. Cancelling the
         call frees it likewise. INVALID_ARGUMENT names the field and its range; UNAVAILABLE (warming up, draining, queue full)
-        may be tried again later.
+        may be tried again later. A deadline that the prediction does not reach is DEADLINE_EXCEEDED at once, with the time
+        that the answer would take. The status details carry a `google.rpc.ErrorInfo` of domain `exegpt`, with a reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
