@@ -17,7 +17,7 @@ import numpy as np
 
 from solver.facts.cluster import Link
 from solver.facts.workload import Ints
-from solver.plan.schedule import CORRECTED_POLICIES, Policy
+from solver.plan.schedule import Policy
 from solver.search.outcome import Best, Outcome, Report, Tally
 from solver.search.proof.branch_and_bound import Found, search
 from solver.search.proof.limits import Limits
@@ -66,10 +66,9 @@ class Pair:
     micro_batches: int
     bound_rps: float
 
-    def place(self, setting: Setting, policy: Policy) -> PlacedSplit:
+    def place(self, setting: Setting) -> PlacedSplit:
         encode, decode = (side.place(setting, self.copies) for side in (self.encode, self.decode))
-        replicas, corrected = (self.encode.replicas, self.decode.replicas), policy in CORRECTED_POLICIES
-        split = Split(encode.pipeline, decode.pipeline, self.link, *replicas, corrected)
+        split = Split(encode.pipeline, decode.pipeline, self.link, self.encode.replicas, self.decode.replicas)
         stages, kinds = encode.stages + decode.stages, encode.kinds + decode.kinds
         return PlacedSplit(self.copies, stages, decode.pipeline, kinds, split)
 
@@ -100,7 +99,7 @@ def _search_pairs(
             tally.complete = False
             open_rps = max(open_rps, pair.bound_rps)
             break
-        placed = pair.place(setting, policy)
+        placed = pair.place(setting)
         found = search_split(setting, placed, pair.micro_batches, tally.left_s, best.rps if best else None)
         tally.add(found)
         if found.best is not None and found.points is not None:
@@ -192,7 +191,7 @@ def _nearest(setting: Setting, policy: Policy, pairs: list[Pair]) -> Best | None
     batch, rows = (grid.ravel() for grid in np.meshgrid(values, values, indexing="ij"))
     nearest: tuple[float, Best] | None = None
     for pair in pairs[:: max(1, len(pairs) // _NEAREST_PAIRS)]:
-        placed = pair.place(setting, policy)
+        placed = pair.place(setting)
         points = waa_evaluator(setting, placed, pair.micro_batches)(batch, rows)
         found = nearest_of(points, limits_of(setting, placed))
         if found is not None and (nearest is None or found[0] < nearest[0]):

@@ -32,7 +32,6 @@ class Split:
       encode, decode: their pipelines.
       move: link that carries keys and values from one to the other.
       encode_replicas, decode_replicas: copies of each side (disaggregated; WAA has one of each).
-      corrected: the runner holds the planned decode batch by correcting B_E, to half of it at least.
     """
 
     encode: Pipeline
@@ -40,7 +39,6 @@ class Split:
     move: Link
     encode_replicas: int = 1
     decode_replicas: int = 1
-    corrected: bool = True
 
 
 def evaluate_waa(
@@ -66,8 +64,8 @@ def evaluate_waa(
       memory, padding, rate_rps, with_tpot: as in `evaluate_rra`.
 
     Returns:
-      Points, refused beyond the rows that costs were tabulated for; under `padding` also where fewer rows keep up with
-      encode, since a candidate of those has rungs that fit them. Calls of a batch pass several encode stages one behind
+      Points, refused beyond the rows that costs were tabulated for; under `padding` also those that
+      `held` refuses. Calls of a batch pass several encode stages one behind
       the other; counted is the whole batch on each, the worst case. Their `decode_iterations` are those of one encode
       cycle, their `decode_batch` is the mean of residents (of one replica), and their memory lists the stages of
       encode, then those of decode. A request that joins waits for the running iteration: a whole one is counted, the
@@ -84,29 +82,17 @@ def evaluate_waa(
     if padding is None:
         side = settled(split.decode, split.decode_replicas, lengths, encode_rps, caps, parts)
     else:
-        least = -(-batch // 2) if split.corrected else batch
-        least_rps = encode_side(split, lengths, padding, least)[2]
-        side = held(
-            split.decode,
-            split.decode_replicas,
-            lengths,
-            conditions,
-            padding,
-            encode_rps,
-            least_rps,
-            batch,
-            caps,
-            parts,
-        )
+        side = held(split.decode, split.decode_replicas, lengths, conditions, padding, encode_rps, batch, caps, parts)
         beyond |= side.refused
     iteration_s, throughput = side.iteration_s, np.minimum(encode_rps, side.most_rps)
     per_replica = throughput / split.decode_replicas
     admitted_s = batch / np.maximum(per_replica, 1e-300)
     joined_s = path_s + moved_s
     if isinstance(side, HeldSide):
-        # As many batches as there are buffers for, no larger than they must be, are always ahead.
-        ahead = split.encode_replicas * most_batches(len(split.encode.stages)) * least
-        joined_s = np.where(side.full, np.maximum(joined_s, ahead / throughput), joined_s)
+        # As many batches as there are buffers for are always there. A prompt of the last joins, on average, when half
+        # of its own batch has; the iteration before that is part of the wait.
+        there = split.encode_replicas * (most_batches(len(split.encode.stages)) - 0.5) * batch
+        joined_s = np.where(side.full, np.maximum(joined_s, there / throughput - iteration_s), joined_s)
 
     def service(steps: Ints) -> Floats:
         through = joined_s + (steps[:, None] + 1) * iteration_s

@@ -83,6 +83,9 @@ class _Scanner:
         self._lines: dict[Layout, Line] = {}
         self._seen: dict[tuple[Layout, Candidate], float] = {}
         self._padded = any(profile.padded for profile in setting.profiles.values())
+        # Programs of padded shapes are timed at their own sizes; nobody knows what more rows would take.
+        timed = [times.decode.first[-1] for p in setting.profiles.values() if p.padded for times in p.layers]
+        self._most_rows = min(timed, default=math.inf)
         self._delta = plan.margins.profile_delta if plan.margins is not None else 0.0
 
     @property
@@ -126,6 +129,8 @@ class _Scanner:
         line = self._lines[layout]
         # Bytes are no rising function of rows, since ladders of buckets jump; so a few numbers of rows must all fit.
         fewest = max(candidate.encode_batch, self._rows(candidate))
+        if fewest > self._most_rows:
+            return 0.0
         made = [self._schedule(layout, candidate, fewest + more) for more in range(_EXTRA_ROWS)]
         shapes = [make_buckets(each, self._plan.cache_tokens, self._plan.max_prompt_tokens) for each in made]
         if not all(self._fits(*pair) for pair in zip(made, shapes, strict=True)):

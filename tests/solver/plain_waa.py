@@ -22,7 +22,7 @@ from solver.simulate.points import Conditions
 from solver.simulate.waa import Split
 from tests.solver.plain_rra import NORMAL_QUANTILE, decode_stage, straight
 
-MOMENTS, LONGEST_CYCLE = 8, 4096
+MOMENTS, LONGEST_CYCLE, SPARE = 8, 4096, 1.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,26 +75,25 @@ class PlainWaa:
             cycle = min(max(math.ceil(batch * self.mean / planned - 1e-9), 1), LONGEST_CYCLE)
         joining = max(planned * cycle / self.mean if self.mean else 0.0, float(batch))
         max_rows = self.allocated(joining, cycle)
-        if max(max_rows, planned) > sides.decode.most_rows * self.parts:
+        most = sides.decode.most_rows * self.parts
+        if max(planned, batch) > most:
             return None
         path_s, move_s, sent = self.encode(batch)
-        least = -(-batch // 2)
-        moments = self.moments(cycle)
-        high_s = self.iteration_s(planned, moments, max_rows)
-        low_s = self.iteration_s(planned - 1, moments, max_rows) if planned > 1 else 0.0
-        rows, iteration_s, joined_s = float(planned), high_s, path_s + move_s
-        if planned / high_s < sent * mean:
-            throughput = planned / (mean * high_s)
-            if planned / high_s <= self.encode(least)[2] * mean:  # nothing holds rows back but what is allocated
-                iteration_s = self.iteration_s(planned, [(1.0, 0.0, 1.0)], planned)
-                throughput = planned / (mean * iteration_s)
-                if batch > planned or planned / iteration_s >= sent * mean:
-                    return None
-                max_rows = planned
-                ahead = sides.encode_replicas * (2 + len(sides.encode.stages)) * least
-                joined_s = max(joined_s, ahead / throughput)
+        joined_s = path_s + move_s
+        full_s = self.iteration_s(planned, [(1.0, 0.0, 1.0)], planned)
+        if SPARE * planned / full_s <= sent * mean:
+            if batch > planned:
+                return None
+            throughput, rows, iteration_s, max_rows = planned / (mean * full_s), float(planned), full_s, planned
+            there = sides.encode_replicas * (1.5 + len(sides.encode.stages)) * batch
+            joined_s = max(joined_s, there / throughput - iteration_s)
         else:
-            if planned > 1 and (planned - 1) / low_s >= sent * mean:
+            if max_rows > most:
+                return None
+            moments = self.moments(cycle)
+            high_s = self.iteration_s(planned, moments, max_rows)
+            low_s = self.iteration_s(planned - 1, moments, max_rows) if planned > 1 else 0.0
+            if planned / high_s < sent * mean or (planned > 1 and (planned - 1) / low_s >= sent * mean):
                 return None
             throughput = sent
             # b = a T(b) on the straight line between both.
@@ -190,7 +189,7 @@ class PlainWaa:
                 total += (up_to - below) * (all_reach - reached) * self.call_s(rung, attended)
                 reached = all_reach
             below = up_to
-        return total + self.split.decode.phase_s
+        return total
 
     def within(self, tokens: int) -> float:
         """Share of residents that attend to no more positions, the coming one included."""
@@ -200,8 +199,9 @@ class PlainWaa:
     def call_s(self, rung: int, attended: int) -> float:
         pipeline: Pipeline = self.split.decode
         stage = [decode_stage(t, pipeline.contexts, rung / self.parts, attended) for t in pipeline.decode_rows_s]
-        back_s = pipeline.return_s if len(stage) > 1 else 0.0
-        return max(self.parts * max(stage), sum(stage) + back_s)
+        if len(stage) == 1:
+            return stage[0] + pipeline.phase_s
+        return max(self.parts * max(stage), sum(stage) + pipeline.return_s + pipeline.phase_s)
 
 
 def _below(z: float) -> float:

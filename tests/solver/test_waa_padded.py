@@ -120,7 +120,7 @@ def test_plain_loops_and_the_closed_form_agree(seed: int) -> None:
 
 def test_search_equals_looking_at_everything_with_plain_loops() -> None:
     found_any = infeasible = full = encode_bound = 0
-    for seed in range(1000, 1000 + (300 if FULL else 25)):
+    for seed in range(1000, 1000 + (300 if FULL else 16)):
         rng = np.random.default_rng(seed)
         instance = make_instance(seed)
         plain = grid(instance.plain, MOST_ENCODE, MOST_DECODE)
@@ -208,10 +208,9 @@ def test_events_confirm_the_closed_form(task: str, scale: float, full: bool) -> 
     machines = Machines(pipeline, pipeline, lengths.mean_input, float(cluster.island.transfer_s(held)))
     source = BatchSource({"x": profile}, spec, cluster, buckets)
     demand = saturated(workload, 8000 if full else 2500)
-    # Where encode is the slower side, correcting its batch costs a few percent, which the closed form leaves out.
     slower_encode = float(points.decode_batch[at]) != planned[at]
-    found = simulate(schedule, machines, demand, Conditions(), source=source, corrected=not slower_encode)
     assert slower_encode == (scale in (4.0, 12.0))
+    found = simulate(schedule, machines, demand, Conditions(), source=source, corrected=False)
     assert found.throughput_rps == pytest.approx(float(points.throughput_rps[at]), rel=0.03)
     assert found.residents_mean == pytest.approx(float(points.decode_batch[at]), rel=0.05)
     assert found.latency_of_output_s(workload.output_percentile(99)) == pytest.approx(

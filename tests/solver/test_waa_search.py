@@ -53,7 +53,7 @@ def every_split(setting: Setting, replicated: bool) -> Iterator[tuple[int, Split
                 for role, first, count in halves
             ]
             for (r_e, encode), (r_d, decode) in itertools.product(*sides):
-                split = Split(encode.pipeline, decode.pipeline, setting.cluster.island, r_e, r_d, not replicated)
+                split = Split(encode.pipeline, decode.pipeline, setting.cluster.island, r_e, r_d)
                 capacity = encode.usable_bytes(setting) + decode.usable_bytes(setting)
                 for m in micro_batch_counts(len(decode.stages)):
                     yield copies, split, m, capacity

@@ -21,6 +21,7 @@ from solver.simulate.costs import Pipeline
 from solver.simulate.iteration import iterations_s
 from solver.simulate.lengths import Lengths, residents
 from solver.simulate.padding import Padding
+from solver.simulate.waa_decode import call_s
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +83,6 @@ class HeldFloors:
 
     def __init__(self, pipeline: Pipeline, replicas: int, lengths: Lengths, micro_batches: int) -> None:
         self._replicas, self._mean = replicas, max(lengths.mean_decode, 1e-300)
-        self._phase_s = pipeline.phase_s
         self._rows = np.arange(1, pipeline.most_rows * micro_batches + 1, dtype=np.float64)
         self._lines = _lines(pipeline, self._rows, micro_batches)
 
@@ -115,14 +115,14 @@ class HeldFloors:
         least = np.full(reached.shape, -np.inf)
         for height, slope in self._lines:
             least = np.maximum(least, height + slope * reached)
-        return KEEP * least + self._phase_s
+        return KEEP * least
 
 
 def _lines(pipeline: Pipeline, rows: Floats, micro_batches: int) -> Floats:
     """Below the least time of any rung from each on, at whatever positions are attended to."""
     knots = pipeline.contexts
-    one = iterations_s(pipeline, rows[None, :], knots, np.full(rows.shape, float(micro_batches)))
-    return rung_lines(one.apart_s.min(axis=0))
+    one = call_s(pipeline, rows[None, :], knots, np.full(rows.shape, float(micro_batches)))
+    return rung_lines(one.min(axis=0))
 
 
 def exact_s(pipeline: Pipeline, lengths: Lengths, rows: Floats, micro_batches: int) -> Floats:
