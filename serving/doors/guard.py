@@ -109,6 +109,10 @@ async def _checked_stream(requests: AsyncIterator[_Message], context: _Context) 
 async def _end(error: Exception, method: str, context: _Context) -> None:
     if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError) or context.cancelled():
         raise error
+    # The client left while it was being answered; here that is heard before the call counts as cancelled.
+    if isinstance(error, grpc.aio.InternalError):
+        _LOG.debug("%s: nobody is there to be told", method)
+        raise asyncio.CancelledError from error
     # The generated stand-in for a method that a door leaves out.
     if isinstance(error, NotImplementedError):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server does not have the method")
