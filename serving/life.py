@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from exegpt_jax.text.prompts import ModelText
@@ -126,9 +126,9 @@ def _on_signals(stopping: asyncio.Event, impatient: asyncio.Event, keyring: Keyr
         loop.add_signal_handler(signal.SIGHUP, keyring.reload)
 
 
-async def _first(*awaitables: object) -> None:
+async def _first(*awaitables: Awaitable[object]) -> None:
     """Waits for one of several and cancels the others, unless they are futures that somebody holds."""
-    tasks = [a if isinstance(a, asyncio.Future) else asyncio.ensure_future(a) for a in awaitables]  # type: ignore
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task, awaitable in zip(tasks, awaitables, strict=True):
         if task is not awaitable:

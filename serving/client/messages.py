@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, cast
 
 import grpc
 
 from serving.proto.exegpt.v1 import generation_pb2 as pb
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+_Message = Mapping[str, str]
+Prompt = str | Sequence[int] | Sequence[_Message]
 
 REQUEST_ID = "x-request-id"
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -115,9 +116,9 @@ def make_request(prompt: Prompt, request_id: str = "", **parameters: Unpack[Para
         if isinstance(prompt, str):
             request.text = prompt
         elif prompt and isinstance(prompt[0], Mapping):
-            request.chat.messages.extend(pb.ChatMessage(**message) for message in prompt)  # type: ignore[arg-type]
+            request.chat.messages.extend(pb.ChatMessage(**message) for message in cast(Sequence[_Message], prompt))
         else:
-            request.token_ids.ids.extend(prompt)  # type: ignore[arg-type]
+            request.token_ids.ids.extend(cast(Sequence[int], prompt))
             request.token_ids.SetInParent()
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"request: {error}") from error

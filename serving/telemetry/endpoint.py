@@ -47,11 +47,11 @@ class _Collector(Collector):
     def _figures(self) -> Figures | None:
         """None while there is no engine that answers."""
 
-        async def ask() -> object:
+        async def ask() -> Figures | None:
             return await asyncio.wait_for(self._ask("figures", {}), _PATIENCE_S)
 
         try:
-            return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(2 * _PATIENCE_S)  # type: ignore[return-value]
+            return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(2 * _PATIENCE_S)
         except ValueError:
             return None
         except (TimeoutError, concurrent.futures.CancelledError, RuntimeError):
