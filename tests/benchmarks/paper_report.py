@@ -21,7 +21,8 @@ def markdown_of(report: dict) -> str:
         "static batching on FasterTransformer's placement at the same bound, and over three other baselines. Bounds: "
         "percentiles of that static batching's latency over its batches in steps of 4. Paged cache, finished rows "
         f"leave at once, margin 0, at most {report['time_limit_s']:g} s a search, gap {report['gap']:.0%} asked; a "
-        "plan found at a tighter bound counts at a looser one. Latency is that of the answer of 99th percentile length.",
+        "plan found at a tighter bound counts at a looser one. Latency is that of the answer of 99th percentile "
+        "length.",
         f"{origin(report, 'ortools', 'load')}; {report['seconds']:.0f} s in all.",
         *(("## Summary", _summary(rows), _by_bound(rows)) if rows else ()),
         "## Table 6: OPT-13B, task S, 4 A40",
