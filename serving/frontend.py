@@ -373,7 +373,6 @@ class Frontend:
         handed = self.gate.leave(live.number, answered=isinstance(live.ending, Ending))
         if handed and self._runner is not None:
             self._runner.cancel(live.number)
-        self.gate.pump()
 
     def deliver(self, events: list[Event]) -> None:
         """Each event to its request; on the event loop."""
@@ -383,7 +382,6 @@ class Frontend:
             # Cancelled, or ended by a stop string before the Runner knew.
             if live is not None and live.ending is None:
                 self._deliver_to(live, event)
-        self.gate.pump()
 
     def _deliver_to(self, live: Live, event: Event) -> None:
         try:

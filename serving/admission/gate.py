@@ -46,6 +46,7 @@ class Gate:
         self._given, self._max_requests, self._on_lost = limits, max_requests, on_lost
         self._queue: FairQueue[Ticket] = FairQueue()
         self._tickets: dict[str, Ticket] = {}
+        self._handing = False
         self._backend: Backend | None = None
         self._outlook: Outlook | None = None
 
@@ -93,7 +94,7 @@ class Gate:
         outlook.arrived(ticket)
         if request.deadline_s is not None:
             ticket.timer = asyncio.get_running_loop().call_at(request.deadline_s, self._overdue, request.id)
-        self.pump()
+        self._hand_soon()
         return ticket.forecast
 
     def leave(self, name: str, *, answered: bool) -> bool:
@@ -108,6 +109,7 @@ class Gate:
         else:
             used = len(ticket.request.prompt_ids) + ticket.told if ticket.told else 0
             self._queue.settle(ticket.key, used - ticket.cost)
+        self._hand_soon()
         if answered:
             if ticket.can_stop:
                 outlook.pace.answered(ticket.told, ticket.request.sampling.max_tokens)
@@ -118,26 +120,36 @@ class Gate:
         """What the engine handed over at once, before anybody else hears it."""
         if self._outlook is not None:
             self._outlook.hear(events, self._tickets, time.monotonic())
+            self._hand_soon()
 
-    def pump(self) -> None:
+    def _hand_soon(self) -> None:
+        """Behind whatever else comes or goes in this turn of the loop: who is next is asked once."""
+        if len(self._queue) and not self._handing:
+            self._handing = True
+            asyncio.get_running_loop().call_soon(self._hand)
+
+    def _hand(self) -> None:
         """Hands the engine what its next phases can take."""
-        if self._backend is None or self._outlook is None:
-            return
-        while len(self._queue) and self._outlook.untaken < self._outlook.window:
+        self._handing = False
+        backend, outlook = self._running()
+        now_s, room = time.monotonic(), outlook.window - outlook.untaken
+        handed: list[Ticket] = []
+        while len(self._queue) and len(handed) < room:
             ticket = self._queue.pop()
             self._put_down(ticket)
-            now_s = time.monotonic()
-            if (error := self._hopeless(ticket, now_s)) is not None:
+            error: Exception | None = self._hopeless(ticket, len(handed), now_s)
+            if error is None:
+                try:
+                    backend.submit(ticket.request)
+                except ValueError:
+                    # It was checked when it came: what has changed is that the engine ends.
+                    error = draining()
+            if error is None:
+                ticket.handed = True
+                handed.append(ticket)
+            else:
                 self._lose(ticket, error)
-                continue
-            try:
-                self._backend.submit(ticket.request)
-            except ValueError:
-                # It was checked when it came: what has changed is that the engine ends.
-                self._lose(ticket, draining())
-                continue
-            ticket.handed = True
-            self._outlook.hand(ticket, now_s)
+        outlook.hand(handed, now_s)
 
     def cut_short(self) -> None:
         """Ends whatever waits here: the server stops."""
@@ -185,11 +197,11 @@ class Gate:
     def _margin_s(self, forecast: Forecast) -> float:
         return self._running()[1].pace.margin_s if forecast.waits else 0.0
 
-    def _hopeless(self, ticket: Ticket, now_s: float) -> DeadlineUnreachable | None:
+    def _hopeless(self, ticket: Ticket, ahead: int, now_s: float) -> DeadlineUnreachable | None:
         """Of one that has waited until it cannot be answered in time any more: no row is to be wasted on it."""
         _, outlook = self._running()
-        deadline_s = ticket.request.deadline_s
-        forecast = None if deadline_s is None else outlook.forecast(ticket.expected_tokens, outlook.untaken, now_s)
+        deadline_s, ahead = ticket.request.deadline_s, ahead + outlook.untaken
+        forecast = None if deadline_s is None else outlook.forecast(ticket.expected_tokens, ahead, now_s)
         if deadline_s is None or forecast is None or forecast.end_s < deadline_s:
             return None
         self._miss(ticket, forecast.end_s)

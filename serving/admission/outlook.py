@@ -43,7 +43,8 @@ class Outlook:
         # Of those that no phase has taken, here or with the engine.
         self._waiting = self._waiting_tokens = self._waiting_prompts = 0
         self._boundary_s = 0.0
-        self._starts: Starts | None = None
+        # Since something last changed, by the mean residence of those who wait.
+        self._starts: dict[int, Starts] = {}
 
     @property
     def _schedule(self) -> Schedule:
@@ -68,21 +69,22 @@ class Outlook:
     def arrived(self, ticket: Ticket) -> None:
         self._count(ticket, 1)
 
-    def hand(self, ticket: Ticket, now_s: float) -> None:
-        """The engine has it."""
-        if not self._handed:
-            # An idle engine begins a phase with it.
+    def hand(self, tickets: Sequence[Ticket], now_s: float) -> None:
+        """The engine has them."""
+        idle = not self._handed
+        self._handed |= {ticket.request.id: ticket for ticket in tickets}
+        if idle and tickets:
+            # It begins a phase with them.
             self._boundary_s = now_s
-        self._handed[ticket.request.id] = ticket
-        if len(self._handed) == 1:
-            self._take(ticket)
+            self._expect_taken()
+            self._starts.clear()
 
     def left(self, ticket: Ticket) -> None:
         """It is out of the queue or its row; may be told twice."""
         if ticket.out:
             return
         ticket.out = True
-        self._starts = None
+        self._starts.clear()
         self._handed.pop(ticket.request.id, None)
         if ticket.taken:
             self._taken -= 1
@@ -100,7 +102,7 @@ class Outlook:
                 self.left(ticket)
             else:
                 boundary |= self._told(ticket, event, now_s, measure=not boundary)
-        self._starts = None
+        self._starts.clear()
         if boundary:
             self._boundary_s = now_s
             self._expect_taken()
@@ -122,13 +124,13 @@ class Outlook:
         return Forecast(start_s, start_s + before_s + phases_of(schedule, tokens) * period_s, waits=boundary > 0)
 
     def _look_ahead(self) -> Starts:
-        if self._starts is None:
-            schedule, waiting = self._schedule, max(self._waiting, 1)
+        schedule, waiting = self._schedule, max(self._waiting, 1)
+        residence = phases_of(schedule, math.ceil(self._waiting_tokens / waiting))
+        if residence not in self._starts:
             rows = [ticket for ticket in self._handed.values() if ticket.taken]
             ends = [phases_of(schedule, ticket.expected_tokens, ticket.told) - 1 for ticket in rows]
-            residence = phases_of(schedule, math.ceil(self._waiting_tokens / waiting))
-            self._starts = Starts(schedule, ends, residence, self._waiting_prompts / waiting)
-        return self._starts
+            self._starts[residence] = Starts(schedule, ends, residence, self._waiting_prompts / waiting)
+        return self._starts[residence]
 
     # What has happened.
 
