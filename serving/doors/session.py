@@ -14,7 +14,8 @@ import grpc
 
 from serving.admission.refusals import draining
 from serving.doors.wire import REFUSED, Refusal, check_id, fields_of, refusal_of, response_of, timeout_of
-from serving.frontend import Frontend, Live
+from serving.frontend import Frontend
+from serving.live import Live
 from serving.proto.exegpt.v1 import generation_pb2 as pb
 
 _MESSAGE_BYTES = 2**20

@@ -195,7 +195,7 @@ def main() -> None:
             pid = server.process.pid
             measure(server.address, pid, 3.0, None, None)
             peak = measure(server.address, pid, arguments.peak_seconds, arguments.bound_s, None)
-            print(peak, flush=True)
+            print(f"peak: {peak.goodput_rps:.1f} a second within the bound", flush=True)
             rate_rps = arguments.times * peak.goodput_rps
             over = measure(server.address, pid, arguments.seconds, arguments.bound_s, rate_rps)
             after = measure(server.address, pid, arguments.peak_seconds / 2, arguments.bound_s, None)
@@ -243,6 +243,7 @@ def _table(facts: dict[str, object], peak: Found, over: Found, after: Found, slo
     lines += ["", "| goal | found | |", "|---|---|---|"]
     for name, (value, reached) in verdicts(peak, over).items():
         lines.append(f"| {name}: {GOALS[name]} | {value:.4g} | {'reached' if reached else 'missed'} |")
+    lines += ["", "Times are the client's, from sending: its own lag on a busy machine is in them."]
     lines += ["", f"Resident memory of the front end in the second half of the overload: {slope:+.0f} bytes a second."]
     return "\n".join(lines) + "\n"
 

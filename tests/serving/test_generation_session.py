@@ -114,8 +114,7 @@ def test_leaving_a_session_frees_all_it_asked(slow: RunningServer) -> None:
     async def leave() -> None:
         async with AsyncClient(slow.address) as client, client.session() as session:
             streams = [session.stream("x", max_tokens=200, ignore_eos=True) for _ in range(20)]
-            for stream in streams:
-                await anext(stream)
+            await asyncio.gather(*(anext(stream) for stream in streams))
             assert slow.frontend.admitted == 20
             await streams[0].aclose()
             with pytest.raises(ValueError, match="'mine' is under way"):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from exegpt_jax.text.answer import Ending
 from serving.doors.open_inference.requests import Asked
-from serving.frontend import Frontend, Live, Update
+from serving.frontend import Frontend
+from serving.live import Live, Update
 
 
 class Answers:

@@ -10,7 +10,8 @@ import asyncio
 import functools
 from collections.abc import AsyncGenerator, Mapping
 
-from serving.frontend import Frontend, Live, Update
+from serving.frontend import Frontend
+from serving.live import Live, Update
 
 MAX_CHOICES = 8
 

@@ -31,7 +31,8 @@ from serving.doors.vllm_engine.card import ModelCard, tokenizer_bundle
 from serving.doors.vllm_engine.choices import Choices
 from serving.doors.vllm_engine.wire import aborted, chunk_of, complete_of, fields_of, merged
 from serving.doors.wire import REFUSED, check_id, refusal_of
-from serving.frontend import Frontend, Update
+from serving.frontend import Frontend
+from serving.live import Update
 from serving.security.caller import CALLER
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["VllmEngine"].full_name
