@@ -25,11 +25,12 @@ _Message: TypeAlias = Any
 _Context: TypeAlias = grpc.aio.ServicerContext
 
 
-class _Malformed:
-    """Stands for a request whose bytes are no message."""
+class _Malformed(Exception):
+    """Stands for a request whose bytes are no message, and is raised where it is met."""
 
 
-_MALFORMED = _Malformed()
+_LEAVING_S = 1.0
+"""How long a call may take to hear that its client has left."""
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -61,7 +62,7 @@ def _lenient(deserializer: Callable[[bytes], _Message] | None) -> Callable[[byte
         try:
             return data if deserializer is None else deserializer(data)
         except DecodeError:
-            return _MALFORMED
+            return _Malformed()
 
     return read
 
@@ -69,7 +70,7 @@ def _lenient(deserializer: Callable[[bytes], _Message] | None) -> Callable[[byte
 def _wrap_call(behaviour: Callable[[_Message, _Context], Awaitable[_Message]], method: str) -> Callable[..., object]:
     async def call(request: _Message, context: _Context) -> _Message:
         try:
-            return await behaviour(await _checked(request, context), context)
+            return await behaviour(_checked(request), context)
         # Anything a bug may raise; grpc's own ways to end a call pass.
         except Exception as error:
             await _end(error, method, context)
@@ -82,7 +83,7 @@ def _wrap_stream(
 ) -> Callable[..., object]:
     async def stream(request: _Message, context: _Context) -> AsyncIterator[_Message]:
         try:
-            async with contextlib.aclosing(behaviour(await _checked(request, context), context)) as responses:
+            async with contextlib.aclosing(behaviour(_checked(request), context)) as responses:
                 async for response in responses:
                     yield response
         # As above.
@@ -92,27 +93,33 @@ def _wrap_stream(
     return stream
 
 
-async def _checked(request: _Message, context: _Context) -> _Message:
-    """The request, or for a stream of them an iterator that refuses malformed ones when they come."""
+def _checked(request: _Message) -> _Message:
+    """The request, or for a stream of them an iterator that raises at malformed ones when they come.
+
+    It raises, and the call ends by `_end`, because a door may read in a task of its own: grpc.aio cannot end a call
+    from one task while another one writes."""
     if hasattr(request, "__anext__") or hasattr(request, "__aiter__"):
-        return _checked_stream(request, context)
-    if request is _MALFORMED:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: the bytes are no message of this method")
+        return _checked_stream(request)
+    if isinstance(request, _Malformed):
+        raise request
     return request
 
 
-async def _checked_stream(requests: AsyncIterator[_Message], context: _Context) -> AsyncIterator[_Message]:
+async def _checked_stream(requests: AsyncIterator[_Message]) -> AsyncIterator[_Message]:
     async for request in requests:
-        yield await _checked(request, context)
+        yield _checked(request)
 
 
 async def _end(error: Exception, method: str, context: _Context) -> None:
     if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError) or context.cancelled():
         raise error
-    # The client left while it was being answered; here that is heard before the call counts as cancelled.
+    if isinstance(error, _Malformed):
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: the bytes are no message of this method")
+    # What was to be sent could not be: the client left. gRPC hears it a moment later and takes the error without a word
+    # then; where nobody left it logs it.
     if isinstance(error, grpc.aio.InternalError):
-        _LOG.debug("%s: nobody is there to be told", method)
-        raise asyncio.CancelledError from error
+        await asyncio.sleep(_LEAVING_S)
+        raise error
     # The generated stand-in for a method that a door leaves out.
     if isinstance(error, NotImplementedError):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server does not have the method")
