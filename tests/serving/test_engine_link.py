@@ -129,16 +129,20 @@ def test_what_cannot_be_encoded_again_is_told_so(tiny_model: Path) -> None:
 
 def test_an_engine_that_never_lives_is_given_up(tiny_model: Path) -> None:
     async def run() -> None:
-        async with engine(tiny_model, "--fake_step_s=5") as (link, heard):
-            link.submit(Request("x", (1, 2), Sampling(max_tokens=50)))
-            for _ in range(3):
+        async with engine(tiny_model) as (link, heard):
+            for turn in range(3):
                 await until(lambda: link.works)
                 pid = link.pid
                 assert pid is not None
+                if turn == 2:
+                    # It hears of the request no more: a token would be a sign of life.
+                    os.kill(pid, signal.SIGSTOP)
+                    link.submit(Request("x", (1, 2), Sampling(max_tokens=50)))
                 os.kill(pid, signal.SIGKILL)
                 await until(lambda pid=pid: link.pid != pid and not link.works)
             assert "3 times without a token between" in await asyncio.wait_for(asyncio.shield(link.gone), 10)
             assert heard.ends["x"].reason == "abort"
+            assert not heard.tokens
 
     asyncio.run(run())
 
