@@ -10,8 +10,6 @@ import functools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
-import grpc
-
 from serving.admission.refusals import draining
 from serving.doors.wire import REFUSED, Refusal, check_id, fields_of, refusal_of, response_of, timeout_of
 from serving.frontend import Frontend
@@ -20,6 +18,10 @@ from serving.proto.exegpt.v1 import generation_pb2 as pb
 
 _MESSAGE_BYTES = 2**20
 """A message is closed behind the response that makes it longer; clients take 4 MiB and more."""
+
+_MOST_UNREAD_ERRORS = 256
+"""Requests are read no further while so many refusals wait: a message may hold a million requests that cost nothing."""
+_MOST_ECHOED = 128
 
 
 class Session:
@@ -40,7 +42,7 @@ class Session:
         self._live: dict[str, Live] = {}
         # Ids whose answers have gained something, in the order of their gaining it.
         self._news: dict[str, None] = {}
-        self._errors: list[pb.RequestError] = []
+        self._refused: asyncio.Queue[pb.RequestError] = asyncio.Queue(_MOST_UNREAD_ERRORS)
         self._ready = asyncio.Event()
 
     async def answer(
@@ -96,7 +98,7 @@ class Session:
             wake = functools.partial(self._wake, name)
             self._live[name] = await self._frontend.begin(fields_of(request), deadline_s, wake, name)
         except REFUSED as error:
-            self._refuse(name, error)
+            await self._refused.put(_error_of(name, error))
             self._ready.set()
 
     def _cancel(self, name: str) -> None:
@@ -110,13 +112,6 @@ class Session:
         self._news[name] = None
         self._ready.set()
 
-    def _refuse(self, name: str, error: Exception) -> None:
-        refusal = refusal_of(name, error)
-        entry = pb.RequestError(id=name, code=_number(refusal.code), message=refusal.details, reason=refusal.reason)
-        if refusal.retry_s is not None:
-            entry.retry_after_s = refusal.retry_s
-        self._errors.append(entry)
-
     def _message(self) -> pb.GenerateStreamResponse | None:
         """What there is to say, up to a message's length; None for nothing."""
         message, size = pb.GenerateStreamResponse(), 0
@@ -129,16 +124,22 @@ class Session:
             try:
                 response = response_of(name, live.take())
             except REFUSED as error:
-                self._refuse(name, error)
+                message.errors.append(_error_of(name, error))
             else:
                 message.responses.append(response)
                 size += response.ByteSize()
             if live.ending is not None:
                 self._frontend.end(self._live.pop(name))
-        message.errors.extend(self._errors)
-        self._errors.clear()
+        while not self._refused.empty():
+            message.errors.append(self._refused.get_nowait())
         return message if message.responses or message.errors else None
 
 
-def _number(code: grpc.StatusCode) -> int:
-    return int(code.value[0])
+def _error_of(name: str, error: Exception) -> pb.RequestError:
+    """The end of a request other than well, in band."""
+    refusal = refusal_of(name, error)
+    code = int(refusal.code.value[0])
+    entry = pb.RequestError(id=name[:_MOST_ECHOED], code=code, message=refusal.details, reason=refusal.reason)
+    if refusal.retry_s is not None:
+        entry.retry_after_s = refusal.retry_s
+    return entry

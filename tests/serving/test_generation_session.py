@@ -135,6 +135,17 @@ def test_a_bad_message_ends_the_call(server: RunningServer) -> None:
             list(call)
 
 
+def test_a_message_of_nothing_but_faults_holds_nobody_up(server: RunningServer) -> None:
+    """A million of them are two megabytes: they are read as their refusals are, and others have their turn."""
+    bad = [pb.GenerateRequest()] * 3000 + [pb.GenerateRequest(id="x" * 5000)]
+    responses = converse(server, pb.GenerateStreamRequest(requests=bad))
+    errors = [list(message.errors) for message in responses]
+    assert sum(map(len, errors)) == len(bad)
+    assert max(map(len, errors)) <= 256
+    assert max(len(error.id) for each in errors for error in each) == 128
+    assert {error.code for each in errors for error in each} == {grpc.StatusCode.INVALID_ARGUMENT.value[0]}
+
+
 def test_drain_ends_an_idle_session_and_lets_a_busy_one_finish(tiny_model: Path) -> None:
     async def talk(server: RunningServer) -> None:
         async with AsyncClient(server.address) as client, client.session() as session, client.session() as idle:

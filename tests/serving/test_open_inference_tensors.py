@@ -32,6 +32,9 @@ BAD = [
     (ask(text_input="x", stream=True), "stream: cannot be true for ModelInfer"),
     (ask(text_input="x", sampling_parameters="[1]"), "sampling_parameters: is no JSON object"),
     (ask(text_input="x", sampling_parameters="[" * 100000), "sampling_parameters: is no JSON object"),
+    # Half of a character, which no line could name.
+    (ask(text_input="x", sampling_parameters='{"\\ud800": 1}'), "sampling_parameters: is no JSON object"),
+    (ask(text_input="x", sampling_parameters='{"stop": ["\\udfff"]}'), "sampling_parameters: is no JSON object"),
     (ask(text_input="x", sampling_parameters={"top_p": "1.5"}), "top_p: 1.5 is not a number in (0, 1]"),
     (ask(text_input="x", sampling_parameters={"top_k": "9" * 5000}), "top_k: "),
     (ask(text_input="x", sampling_parameters='{"temperature": NaN}'), "temperature: nan is not a number"),

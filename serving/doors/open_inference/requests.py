@@ -157,11 +157,15 @@ def _lenient(name: str, value: object) -> object:
 
 
 def _json(text: str) -> object:
-    """None for what is no JSON, or a number of thousands of digits, or thousands of brackets."""
+    """None for what is no JSON, or a number of thousands of digits, or thousands of brackets, or half a character."""
     try:
-        return json.loads(text)
+        read: object = json.loads(text)
+        if "\\u" in text:
+            # JSON can name halves of characters that no text has, and no answer could quote.
+            json.dumps(read, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
+    return read
 
 
 def _timeout(microseconds: object) -> float | None:

@@ -124,9 +124,9 @@ def _value(rng: random.Random, field: Any) -> Any:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
             text = rng.choice(TEXTS).encode()
-            return rng.choice(
-                [text, struct.pack("<I", len(text)) + text, rng.randbytes(4), struct.pack("<i", -1), b"\1"]
-            )
+            if rng.random() < 0.6:
+                return struct.pack("<I", len(text)) + text
+            return rng.choice([text, rng.randbytes(4), struct.pack("<i", -1), b"\1"])
         case FieldDescriptor.CPPTYPE_STRING:
             return rng.choice(TEXTS)
         case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
