@@ -25,10 +25,10 @@ _EXPECTED = {
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 # grpc.aio's own words where a call ends while its client writes: the status is lost on this side.
 _FORGOTTEN = "Internal error from Core"
-_TELLING = re.compile(
-    "|".join(map(re.escape, [str(ROOT), sys.prefix, str(Path.home()), "site-packages", "Traceback", "0x", "ipv4:"]))
-    + r"|127\.0\.0\.1|\.pyx?\b|/tmp/|line \d"
-)
+_OURS = "|".join(map(re.escape, [str(ROOT), sys.prefix, str(Path.home()), "site-packages", "Traceback"]))
+OURS = re.compile(_OURS)
+"""What no answer tells."""
+_TELLING = re.compile(_OURS + r"|0x|ipv4:|127\.0\.0\.1|\.pyx?\b|/tmp/|line \d")
 
 
 class Caller:
