@@ -58,7 +58,8 @@ def write_tiny_model(directory: Path) -> Path:
 
 def fake_service(directory: Path, **overrides: object) -> assemble.Service:
     """What `exegpt serve --engine=fake` would serve with these flags."""
-    values = {name: serve.FLAGS[name].value for name in serve.FLAGS}
+    # Not the values: a test before may have left its own.
+    values = {name: serve.FLAGS[name].default for name in serve.FLAGS}
     arguments = {**values, "engine": "fake", "model": str(directory), **overrides}
     serve.FLAGS.unparse_flags()
     texts = [f"--{name}={value}" for name, value in arguments.items() if value is not None]
