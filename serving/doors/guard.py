@@ -25,8 +25,11 @@ _Message: TypeAlias = Any
 _Context: TypeAlias = grpc.aio.ServicerContext
 
 
-class _Malformed(Exception):
-    """Stands for a request whose bytes are no message, and is raised where it is met."""
+_Read: TypeAlias = Callable[[AsyncIterator[_Message]], Awaitable[_Message]]
+
+
+class _Fault(Exception):
+    """One line about requests that are none. It stands in their place, and is raised where it is met."""
 
 
 _LEAVING_S = 1.0
@@ -46,11 +49,15 @@ class Guard(grpc.aio.ServerInterceptor):
             return None
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
         (kind,) = (kind for kind in kinds if getattr(handler, kind) is not None)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
         behaviour = getattr(handler, kind)
+        requests, _, responses = kind.partition("_")
+        # To gRPC all of them take streams: a call for one message that ends without it is left alone by grpc.aio, and
+        # would stay open.
+        make = getattr(grpc, f"stream_{responses}_rpc_method_handler")
+        read = _only if requests == "unary" else _each
         wrap = _wrap_stream if inspect.isasyncgenfunction(behaviour) else _wrap_call
         wrapped: grpc.RpcMethodHandler = make(
-            wrap(behaviour, handler_call_details.method),
+            wrap(behaviour, read, handler_call_details.method),
             request_deserializer=_lenient(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -62,15 +69,17 @@ def _lenient(deserializer: Callable[[bytes], _Message] | None) -> Callable[[byte
         try:
             return data if deserializer is None else deserializer(data)
         except DecodeError:
-            return _Malformed()
+            return _Fault("request: the bytes are no message of this method")
 
     return read
 
 
-def _wrap_call(behaviour: Callable[[_Message, _Context], Awaitable[_Message]], method: str) -> Callable[..., object]:
-    async def call(request: _Message, context: _Context) -> _Message:
+def _wrap_call(
+    behaviour: Callable[[_Message, _Context], Awaitable[_Message]], read: _Read, method: str
+) -> Callable[..., object]:
+    async def call(requests: AsyncIterator[_Message], context: _Context) -> _Message:
         try:
-            return await behaviour(_checked(request), context)
+            return await behaviour(await read(requests), context)
         # Anything a bug may raise; grpc's own ways to end a call pass.
         except Exception as error:
             await _end(error, method, context)
@@ -79,11 +88,11 @@ def _wrap_call(behaviour: Callable[[_Message, _Context], Awaitable[_Message]], m
 
 
 def _wrap_stream(
-    behaviour: Callable[[_Message, _Context], AsyncGenerator[_Message]], method: str
+    behaviour: Callable[[_Message, _Context], AsyncGenerator[_Message]], read: _Read, method: str
 ) -> Callable[..., object]:
-    async def stream(request: _Message, context: _Context) -> AsyncIterator[_Message]:
+    async def stream(requests: AsyncIterator[_Message], context: _Context) -> AsyncIterator[_Message]:
         try:
-            async with contextlib.aclosing(behaviour(_checked(request), context)) as responses:
+            async with contextlib.aclosing(behaviour(await read(requests), context)) as responses:
                 async for response in responses:
                     yield response
         # As above.
@@ -93,28 +102,35 @@ def _wrap_stream(
     return stream
 
 
-def _checked(request: _Message) -> _Message:
-    """The request, or for a stream of them an iterator that raises at malformed ones when they come.
+async def _only(requests: AsyncIterator[_Message]) -> _Message:
+    """The one request of a call."""
+    async for request in requests:
+        return _checked(request)
+    raise _Fault("request: none came; send one message")
 
-    It raises, and the call ends by `_end`, because a door may read in a task of its own: grpc.aio cannot end a call
-    from one task while another one writes."""
-    if hasattr(request, "__anext__") or hasattr(request, "__aiter__"):
-        return _checked_stream(request)
-    if isinstance(request, _Malformed):
+
+async def _each(requests: AsyncIterator[_Message]) -> AsyncIterator[_Message]:
+    """The requests of a call as a door reads them, maybe in a task of its own: so faults are raised and end the call in
+    `_end`, since grpc.aio cannot end it in one task while another one writes."""
+
+    async def checked() -> AsyncIterator[_Message]:
+        async for request in requests:
+            yield _checked(request)
+
+    return checked()
+
+
+def _checked(request: _Message) -> _Message:
+    if isinstance(request, _Fault):
         raise request
     return request
-
-
-async def _checked_stream(requests: AsyncIterator[_Message]) -> AsyncIterator[_Message]:
-    async for request in requests:
-        yield _checked(request)
 
 
 async def _end(error: Exception, method: str, context: _Context) -> None:
     if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError) or context.cancelled():
         raise error
-    if isinstance(error, _Malformed):
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: the bytes are no message of this method")
+    if isinstance(error, _Fault):
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     # What was to be sent could not be: the client left. gRPC hears it a moment later and takes the error without a word
     # then; where nobody left it logs it.
     if isinstance(error, grpc.aio.InternalError):

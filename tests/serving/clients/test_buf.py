@@ -1,9 +1,10 @@
-"""`buf curl`: knows no proto of ours, asks server reflection, and calls what it finds."""
+"""`buf curl`: knows no proto of ours, asks server reflection, and calls what it finds. `buf lint`: has them all."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from tests.serving.clients import foreign
 from tests.serving.servers import RunningServer
 
 BUF = foreign.ENVIRONMENT / "node_modules" / ".bin" / "buf"
+pytestmark = pytest.mark.skipif(
+    not BUF.exists(), reason="foreign clients: no buf in .venv-clients; .ci/run clients installs it where npm is"
+)
 
 
 @pytest.fixture
 def buf(server: RunningServer, tmp_path: Path) -> Any:
     """Calls `buf curl`; what it prints."""
-    if not BUF.exists():
-        pytest.skip("foreign clients: no buf in .venv-clients; .ci/run clients installs it where npm is")
 
     def call(method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(BUF), "curl", "--protocol=grpc", "--http2-prior-knowledge", *arguments]
@@ -88,3 +90,23 @@ def test_a_refusal_has_its_code_and_line(buf: Any) -> None:
         "invalid_argument",
         "temperature: 7.0 is not a number in [0, 2]",
     )
+
+
+def test_lint(tmp_path: Path) -> None:
+    protos = tmp_path / "protos"
+    shutil.copytree(foreign.ROOT / "serving" / "proto", protos, ignore=shutil.ignore_patterns("*.py*"))
+
+    def lint() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BUF), "lint", str(protos)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "HOME": str(tmp_path)},
+            check=False,
+        )
+
+    assert (lint().returncode, lint().stdout) == (0, "")
+    proto = protos / "exegpt" / "v1" / "generation.proto"
+    proto.write_text(proto.read_text() + "\nmessage lower_case {}\n")
+    assert 'Message name "lower_case" should be PascalCase' in lint().stdout

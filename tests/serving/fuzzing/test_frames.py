@@ -129,6 +129,11 @@ def steady(tiny_model: Path) -> Iterator[ServerProcess]:
         yield server
 
 
+def test_a_call_that_ends_without_a_message_is_told_so(steady: ServerProcess) -> None:
+    said = [frames.PREFACE, frames.frame(frames.SETTINGS, 0, 0), *ODD["a call without a message"]]
+    assert b"request: none came; send one message" in frames.speak(steady.address, b"".join(said), 2.0)
+
+
 @pytest.mark.parametrize("oddity", ODD)
 def test_odd_conversations(steady: ServerProcess, oddity: str) -> None:
     said = b"".join([frames.PREFACE, frames.frame(frames.SETTINGS, 0, 0), *ODD[oddity]])
