@@ -19,7 +19,7 @@ from tests.serving.servers import ServerProcess, faults, server_process
 
 GENERATE = "/exegpt.v1.Generation/Generate"
 BODY = make_request("x", max_tokens=2, ignore_eos=True).SerializeToString()
-FRAMES, QUICK_S = 1_000_000, 5.0
+FRAMES, QUICK_S = 1_000_000, 3.0
 FLAGS = ("--engine=fake", "--metrics_address=127.0.0.1:0", "--health_address=127.0.0.1:0")
 PATIENCE_S = 0.05
 """How long a connection is listened to whose other side has not closed it."""

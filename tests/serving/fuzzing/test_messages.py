@@ -26,7 +26,7 @@ from tests.serving.fuzzing.random_messages import any_of, damaged, scrambled
 from tests.serving.open_inference import ask
 from tests.serving.servers import ServerProcess, faults, server_process
 
-INPUTS, QUICK_S = 1_000_000, 12.0
+INPUTS, QUICK_S = 1_000_000, 8.0
 TASKS = 8
 FLAGS = ("--engine=fake", "--max_rows=32")
 # It ends the server, as it should.
