@@ -69,7 +69,7 @@ class Caller:
         # What the limits of one machine refuse says when to come again.
         known = code in _EXPECTED and (code != "UNAVAILABLE" or details.endswith("try again"))
         # Nothing else takes that long, unless the request's own deadline says how little it may.
-        known |= code == "DEADLINE_EXCEEDED" and (method.path == _WATCH or details.startswith("the deadline passed"))
+        known |= code == "DEADLINE_EXCEEDED" and (method.path == _WATCH or details.startswith("the deadline "))
         if not known or _TELLING.search(details) or len(details) > 1000:
             self.wrong.append(f"{method.path}: {code}: {details[:300]}")
 
