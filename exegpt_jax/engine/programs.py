@@ -17,12 +17,12 @@ from jax.stages import Wrapped
 from jax.typing import DTypeLike
 
 from exegpt_jax.engine.cache import CacheSpec
+from exegpt_jax.engine.call_shapes import chunk_contexts, chunk_tokens, decode_shapes
 from exegpt_jax.engine.compiling import Recipe
 from exegpt_jax.engine.sampling import Counts, SamplingRows, pack
 from exegpt_jax.engine.state import Cache, Payload, Rows
 from exegpt_jax.engine.steps import Steps
 from exegpt_jax.sharding.stage import Stage
-from solver.plan.buckets import attended_tokens
 from solver.plan.plan import Plan
 
 # Slots released or moved by one dispatch; more take several.
@@ -92,15 +92,14 @@ class Recipes:
         return ("encode", rows, tokens), f"encode {rows} rows x {tokens} tokens", function, arguments
 
     def _chunks(self) -> Iterator[Entry]:
-        for context in self.chunk_contexts():
+        for context in chunk_contexts(self._plan):
             layers = self._cache_spec.abstract(1, context)
             alloc = jax.jit(
                 lambda context=context: self._steps.alloc_payload(context), out_shardings=self._placed(layers)
             )
             yield ("payload", context), f"allocate a prompt of {context} tokens", alloc, ()
-            for tokens in self.chunk_tokens():
-                if tokens <= context:
-                    yield self._chunk(tokens, context)
+            for tokens in chunk_tokens(self._plan, context):
+                yield self._chunk(tokens, context)
 
     def _chunk(self, tokens: int, context: int) -> Entry:
         one = self._ints(1)
@@ -129,40 +128,21 @@ class Recipes:
     def _decodes(self) -> Iterator[Entry]:
         most = self._plan.schedule.max_rows
         cache, state = self._cache(most), self._rows(most)
-        rungs, iterations = self._plan.buckets.cache_tokens, self._plan.schedule.decode_iterations
-        for rows in self._plan.buckets.decode_rows:
-            for tokens in rungs:
-                if attended_tokens(tokens, iterations, rows == most, rungs) != tokens:
-                    continue  # Shorter calls would not choose it either.
-                function = jax.jit(
-                    self._steps.decode,
-                    donate_argnums=1,
-                    static_argnums=(4, 5),
-                    out_shardings=(self._placed(cache), self._placed(state), None),
-                )
-                arguments = (self._params, cache, state, self._ints(), rows, tokens)
-                yield ("decode", rows, tokens), f"decode {rows} rows x {tokens} tokens", function, arguments
+        for rows, tokens in decode_shapes(self._plan):
+            function = jax.jit(
+                self._steps.decode,
+                donate_argnums=1,
+                static_argnums=(4, 5),
+                out_shardings=(self._placed(cache), self._placed(state), None),
+            )
+            arguments = (self._params, cache, state, self._ints(), rows, tokens)
+            yield ("decode", rows, tokens), f"decode {rows} rows x {tokens} tokens", function, arguments
 
     def payload_shapes(self) -> tuple[tuple[int, int], ...]:
         """(rows, positions) of every payload that encode programs make."""
         buckets = self._plan.buckets
         shapes = {(new, tokens) for new in buckets.encode_rows for tokens in buckets.encode_tokens}
-        return tuple(sorted(shapes | {(1, context) for context in self.chunk_contexts()}))
-
-    def chunk_contexts(self) -> tuple[int, ...]:
-        """Lengths that a prompt in chunks may have: none where every prompt fits one call."""
-        largest, longest = self._plan.buckets.encode_tokens[-1], self._plan.max_prompt_tokens
-        contexts = self._plan.buckets.cache_tokens
-        if self._plan.schedule.policy == "chunked":
-            return tuple(c for i, c in enumerate(contexts) if i == 0 or contexts[i - 1] < longest)
-        if longest <= largest:
-            return ()
-        return tuple(c for i, c in enumerate(contexts) if c > largest and (i == 0 or contexts[i - 1] < longest))
-
-    def chunk_tokens(self) -> tuple[int, ...]:
-        """Sizes of chunks: of the largest rung, except where the token budget cuts them."""
-        ladder = self._plan.buckets.encode_tokens
-        return ladder if self._plan.schedule.policy == "chunked" else ladder[-1:]
+        return tuple(sorted(shapes | {(1, context) for context in chunk_contexts(self._plan)}))
 
     # Shapes of arguments, which stand for the arrays in the records that programs take.
 

@@ -19,9 +19,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from exegpt_jax.engine.rehearsal import rehearse
 from exegpt_jax.runner.events import Event, Finished, Times
 from exegpt_jax.runner.loop import Runner
 from serving.beside import beside
@@ -34,6 +36,7 @@ from serving.telemetry.run_view import RunView
 
 if TYPE_CHECKING:
     from serving.assemble import Service
+    from serving.progress import Display
 
 _LOG = logging.getLogger(__name__)
 # The Runner must not wait long for the interpreter while the socket's threads have it.
@@ -169,6 +172,9 @@ class _Child:
         # Nobody computes yet, so compiling may use what there is.
         with kept_to(_every_core() if cores else cores), Display(self._say if build.tell else None) as display:
             service = assemble.assemble(flags.model_directory(values), values, display)
+            if values.engine != "fake":
+                with kept_to(cores):
+                    _rehearse(service, display)
         return service
 
     def _say(self, line: str) -> None:
@@ -195,6 +201,13 @@ class _Child:
         except ValueError as error:
             told.error = str(error)
         self._out.put(pb.FromEngine(told=told))
+
+
+def _rehearse(service: Service, display: Display) -> None:
+    began_s = time.monotonic()
+    with display.working("running every program once"):
+        phases = rehearse(service.executor, service.plan)
+    display.say(f"every program has run once: {phases} phases in {time.monotonic() - began_s:.1f} s")
 
 
 def _every_core() -> frozenset[int]:

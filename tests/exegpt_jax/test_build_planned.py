@@ -11,6 +11,7 @@ import pytest
 
 from exegpt_jax.engine.api import Sampling
 from exegpt_jax.engine.pipeline.executor import PipelineExecutor
+from exegpt_jax.engine.rehearsal import rehearse
 from exegpt_jax.runner.build_planned import build_planned
 from exegpt_jax.runner.events import Event, Tokens
 from exegpt_jax.runner.loop import Runner
@@ -40,6 +41,8 @@ def test_stages_are_loaded_where_the_plan_says_and_answer_as_one(model: Path) ->
     lines: list[str] = []
     built = build_planned(model, PLAN, progress=lines.append)
     assert isinstance(built.executor, PipelineExecutor)
+    rehearse(built.executor, built.plan)
+    assert built.executor.live_bytes() == 0
     assert lines[-1].startswith(f"plan {PLAN.digest[:12]}: rra ")
     assert "stages=2 tensor=2,1 micro_batches=2" in lines[-1]
     for engine, stage in zip(built.executor.pipeline.engines, STAGES, strict=True):

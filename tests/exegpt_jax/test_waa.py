@@ -15,6 +15,7 @@ import pytest
 
 from exegpt_jax.engine.apart.executor import WaaExecutor
 from exegpt_jax.engine.compiling import forbid_compilations
+from exegpt_jax.engine.rehearsal import rehearse
 from exegpt_jax.runner import build_planned, warm
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.sharding.mesh import make_mesh
@@ -143,6 +144,8 @@ def test_a_plan_file_is_built_as_it_stands(
     monkeypatch.setattr(warm, "WaaExecutor", functools.partial(WaaExecutor, checked=True))
     built = build_planned.build_planned(tmp_path, plan, compilation_cache=tmp_path / "programs")
     assert isinstance(built.executor, WaaExecutor)
+    rehearse(built.executor, built.plan)
+    assert built.executor.live_bytes() == 0
     stages = enumerate(plan.schedule.stages)
     assert [(m.device, m.stage) for m in built.memory] == [(device, i) for i, own in stages for device in own.devices]
     assert all(memory.payload_bytes > 0 for memory in built.memory)

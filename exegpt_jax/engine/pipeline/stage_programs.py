@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 import jax
 from jax import Array
 
+from exegpt_jax.engine.call_shapes import decode_shapes
 from exegpt_jax.engine.compiling import Recipe
 from exegpt_jax.engine.pipeline.stage_steps import StageSteps
 from exegpt_jax.engine.programs import SLOTS_PER_CALL, Entry, Key, Recipes
 from exegpt_jax.engine.sampling import Counts
 from exegpt_jax.engine.state import NO_COUNTS, NO_ROWS, Feed, Rows
 from exegpt_jax.sharding.stage import Stage
-from solver.plan.buckets import attended_tokens
 from solver.plan.micro_batches import decode_parts, part_rows
 from solver.plan.plan import Plan
 
@@ -125,15 +125,8 @@ class StageRecipes(Recipes):
 
     def views(self) -> tuple[tuple[int, int], ...]:
         """(rows of a micro-batch, positions) of every decode call."""
-        schedule, buckets = self._of_all.schedule, self._of_all.buckets
-        rungs, found = buckets.cache_tokens, set()
-        for rows in buckets.decode_rows:
-            for tokens in rungs:
-                whole = rows == schedule.max_rows
-                # Shorter calls would not choose another either.
-                if attended_tokens(tokens, schedule.decode_iterations, whole, rungs) == tokens:
-                    found.add((part_rows(rows, decode_parts(schedule)), tokens))
-        return tuple(sorted(found))
+        parts = decode_parts(self._of_all.schedule)
+        return tuple(sorted({(part_rows(rows, parts), tokens) for rows, tokens in decode_shapes(self._of_all)}))
 
     def _begin(self, rows: int, tokens: int) -> Entry:
         own, feed = self._rows(rows), self._feed(rows, self._ints(rows, 1))
