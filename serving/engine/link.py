@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from exegpt_jax.runner.events import Event, Finished, Tokens
+from exegpt_jax.runner.events import Event
 from exegpt_jax.runner.limits import check
 from exegpt_jax.runner.loop import Stats
 from exegpt_jax.runner.request import Request
 from serving.engine.deaths import Deaths
-from serving.engine.kept import Kept
+from serving.engine.ledger import Ledger
 from serving.engine.process import EngineProcess
 from serving.engine.wire import from_request, to_events
 from serving.proto.exegpt.engine.v1 import link_pb2 as pb
@@ -79,15 +79,15 @@ class EngineLink:
         environment: Mapping[str, str] | None = None,
         hung_s: float = HUNG_S,
     ) -> None:
-        self._plan: Plan | None = None
         self._stats = _NOTHING
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._on_events, self._on_state, self._on_line = on_events, on_state, on_line
         self._cores, self._environment, self._hung_s = tuple(cores), environment, hung_s
-        self._kept: dict[str, Kept] = {}
+        self._ledger = Ledger()
         self._work = pb.Work()
         self._process: EngineProcess | None = None
-        self._plan = None
+        # Of the first build that succeeded and of those that replace it.
+        self._plan: Plan | None = None
         self._build = pb.Build()
         self._tasks: list[asyncio.Task[None]] = []
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -114,6 +114,8 @@ class EngineLink:
         return await self._build_first(pb.Build(cores=self._cores))
 
     async def _build_first(self, build: pb.Build) -> Plan:
+        # Whoever dies now is not replaced: who asked for it hears why.
+        self._plan = None
         if self._process is None:
             await self._start()
             self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
@@ -140,14 +142,13 @@ class EngineLink:
     def submit(self, request: Request) -> None:
         """Raises ValueError with one line where the plan can never run it."""
         check(request, self.plan)
-        self._kept[request.id] = Kept(request)
+        self._ledger.enter(request)
         self._ask_for(request)
 
     def cancel(self, request_id: str) -> None:
         """No event comes any more; unknown ids are ignored."""
-        if self._kept.pop(request_id, None) is not None and self._running:
-            self._flush_soon()
-            self._work.cancel_ids.append(request_id)
+        if self._ledger.strike(request_id):
+            self._cancel_there(request_id)
 
     async def ask(self, about: str, arguments: Mapping[str, object] | None = None) -> Any:
         """The answer to one of `serving.telemetry.run_view`'s questions. Raises ValueError with one line."""
@@ -211,21 +212,20 @@ class EngineLink:
         return plan
 
     def _resume(self, plan: Plan) -> None:
-        ended: list[Event] = []
-        for name, kept in tuple(self._kept.items()):
-            following = kept.go_on(plan)
-            if isinstance(following, Finished):
-                del self._kept[name]
-                ended.append(following)
-            else:
-                self._ask_for(following)
-        if ended:
-            self._on_events(ended)
+        asked, ended = self._ledger.go_on(plan)
+        for request in asked:
+            self._ask_for(request)
+        self._tell(ended)
 
     def _ask_for(self, request: Request) -> None:
         if self._running:
             self._flush_soon()
             self._work.requests.append(from_request(request))
+
+    def _cancel_there(self, request_id: str) -> None:
+        if self._running:
+            self._flush_soon()
+            self._work.cancel_ids.append(request_id)
 
     def _flush_soon(self) -> None:
         """Whatever is asked in one turn of the loop travels together."""
@@ -271,19 +271,14 @@ class EngineLink:
                 self._answer(message.told)
 
     def _deliver(self, events: list[Event]) -> None:
-        known = []
-        for event in events:
-            kept = self._kept.get(event.id)
-            if kept is None:
-                continue
-            self._deaths.told()
-            if isinstance(event, Tokens):
-                kept.add(event)
-            else:
-                del self._kept[event.id]
-            known.append(event)
+        known = self._ledger.take(events)
         if known:
-            self._on_events(known)
+            self._deaths.told()
+        self._tell(known)
+
+    def _tell(self, events: list[Event]) -> None:
+        if events:
+            self._on_events(events)
 
     def _answer(self, told: pb.Told) -> None:
         future = self._answers.pop(told.number, None)
@@ -317,13 +312,13 @@ class EngineLink:
         if self._plan is None or self._stopped is not None:
             self._give_up(line)
             return
-        for kept in self._kept.values():
-            kept.deaths += worked
+        if worked:
+            self._ledger.died()
         hopeless = self._deaths.died(time.monotonic())
         if hopeless is not None:
             self._give_up(f"{line}, {hopeless}")
             return
-        _LOG.error("%s; another one is started for %d requests", line, len(self._kept))
+        _LOG.error("%s; another one is started for %d requests", line, len(self._ledger))
         try:
             await self._start()
         except OSError as error:
@@ -340,7 +335,7 @@ class EngineLink:
             # It died while it was built, and is replaced in its turn.
             return
         else:
-            _LOG.warning("the engine works again, with %d requests", len(self._kept))
+            _LOG.warning("the engine works again, with %d requests", len(self._ledger))
 
     def _fail_waiting(self, line: str) -> None:
         """Whoever waits for an answer of a process that has gone."""
@@ -357,9 +352,7 @@ class EngineLink:
             self.gone.set_result(line)
 
     def _drop_all(self, detail: str) -> None:
-        kept, self._kept = list(self._kept.values()), {}
-        if kept:
-            self._on_events([one.ended("abort", detail) for one in kept])
+        self._tell(self._ledger.end_all(detail))
 
     # Watching.
 
@@ -380,12 +373,10 @@ class EngineLink:
                 self._process.kill()
 
     def _end_overdue(self, now_s: float) -> None:
-        late_s = now_s - _DEADLINE_GRACE_S
-        overdue = [kept for kept in self._kept.values() if (kept.request.deadline_s or late_s) < late_s]
-        for kept in overdue:
-            self.cancel(kept.request.id)
-        if overdue:
-            self._on_events([kept.ended("deadline", "the deadline passed") for kept in overdue])
+        overdue = self._ledger.end_overdue(now_s - _DEADLINE_GRACE_S)
+        for event in overdue:
+            self._cancel_there(event.id)
+        self._tell(overdue)
 
     def _set_well(self, well: bool) -> None:
         if well != self._well:
