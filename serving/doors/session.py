@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 
-from serving.admission.refusals import draining
-from serving.doors.wire import REFUSED, Refusal, check_id, fields_of, refusal_of, response_of, timeout_of
+from serving.doors.conversation import Conversation
+from serving.doors.wire import REFUSED, check_id, fields_of, refusal_of, response_of, timeout_of
 from serving.frontend import Frontend
 from serving.live import Live
 from serving.proto.exegpt.v1 import generation_pb2 as pb
@@ -24,60 +24,15 @@ _MOST_UNREAD_ERRORS = 256
 _MOST_ECHOED = 128
 
 
-class Session:
-    """The requests of one call.
-
-    Args:
-      frontend: answers them.
-      deadline_s: of them all, on time.monotonic's clock.
-
-    Attributes:
-      cut_short: why the call ends before the client was done, if it does.
-    """
+class Session(Conversation[pb.GenerateStreamRequest, pb.GenerateStreamResponse]):
+    """The requests of one call of GenerateStream, by the ids that the client chose."""
 
     def __init__(self, frontend: Frontend, deadline_s: float | None) -> None:
-        self.cut_short: Refusal | None = None
-        self._frontend = frontend
-        self._deadline_s = deadline_s
+        super().__init__(frontend, deadline_s)
         self._live: dict[str, Live] = {}
         # Ids whose answers have gained something, in the order of their gaining it.
         self._news: dict[str, None] = {}
         self._refused: asyncio.Queue[pb.RequestError] = asyncio.Queue(_MOST_UNREAD_ERRORS)
-        self._ready = asyncio.Event()
-
-    async def answer(
-        self, requests: AsyncIterator[pb.GenerateStreamRequest]
-    ) -> AsyncGenerator[pb.GenerateStreamResponse]:
-        """Until the client has half-closed and everything is answered, or the server stops."""
-        reading = asyncio.create_task(self._read(requests))
-        reading.add_done_callback(self._has_read)
-        self._frontend.on_drain.add(self._ready.set)
-        if self._frontend.draining:
-            # It began before this call did.
-            self._ready.set()
-        try:
-            while True:
-                await self._ready.wait()
-                self._ready.clear()
-                while message := self._message():
-                    yield message
-                if reading.done():
-                    reading.result()
-                if not self._live and (reading.done() or self._frontend.draining):
-                    break
-            if not reading.done():
-                self.cut_short = refusal_of("", draining())
-        finally:
-            reading.cancel()
-            self._frontend.on_drain.discard(self._ready.set)
-            for live in self._live.values():
-                self._frontend.end(live)
-
-    def _has_read(self, reading: asyncio.Task[None]) -> None:
-        # Looked at here too: the call may have ended for another reason.
-        if not reading.cancelled():
-            reading.exception()
-        self._ready.set()
 
     async def _read(self, requests: AsyncIterator[pb.GenerateStreamRequest]) -> None:
         async for message in requests:
@@ -112,8 +67,15 @@ class Session:
         self._news[name] = None
         self._ready.set()
 
-    def _message(self) -> pb.GenerateStreamResponse | None:
-        """What there is to say, up to a message's length; None for nothing."""
+    def _settled(self) -> bool:
+        return not self._live and self._refused.empty()
+
+    def _leave(self) -> None:
+        for live in self._live.values():
+            self._frontend.end(live)
+
+    def _say(self) -> list[pb.GenerateStreamResponse] | None:
+        """One message, up to its length."""
         message, size = pb.GenerateStreamResponse(), 0
         while self._news and size < _MESSAGE_BYTES:
             name = next(iter(self._news))
@@ -132,7 +94,7 @@ class Session:
                 self._frontend.end(self._live.pop(name))
         while not self._refused.empty():
             message.errors.append(self._refused.get_nowait())
-        return message if message.responses or message.errors else None
+        return [message] if message.responses or message.errors else None
 
 
 def _error_of(name: str, error: Exception) -> pb.RequestError:

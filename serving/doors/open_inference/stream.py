@@ -10,15 +10,14 @@ import asyncio
 import functools
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 
-from serving.admission.refusals import draining
+from serving.doors.conversation import Conversation
 from serving.doors.open_inference.answers import Answers
 from serving.doors.open_inference.models import Models
 from serving.doors.open_inference.requests import REFUSED, Asked, asked_of, refusal_of
 from serving.doors.open_inference.responses import empty_final, response_of, tokenizer_of
 from serving.doors.open_inference.statistics import Statistics
-from serving.doors.wire import Refusal
 from serving.frontend import Frontend
 from serving.proto.inference import inference_pb2 as pb
 
@@ -27,8 +26,8 @@ _MOST_UNREAD_ERRORS = 256
 _MOST_ECHOED = 128
 
 
-class Stream:
-    """The requests of one call.
+class Stream(Conversation[pb.ModelInferRequest, pb.ModelStreamInferResponse]):
+    """The requests of one call of ModelStreamInfer.
 
     Args:
       frontend: answers them.
@@ -36,9 +35,6 @@ class Stream:
       statistics: by the name of the model.
       deadline_s: of them all, on time.monotonic's clock.
       strict: the first error ends the call.
-
-    Attributes:
-      cut_short: why the call ends before the client was done, if it does.
     """
 
     def __init__(
@@ -49,11 +45,9 @@ class Stream:
         deadline_s: float | None,
         strict: bool,
     ) -> None:
-        self.cut_short: Refusal | None = None
-        self._frontend = frontend
+        super().__init__(frontend, deadline_s)
         self._models = models
         self._statistics = statistics
-        self._deadline_s = deadline_s
         self._strict = strict
         # Several requests may have no id, so they have numbers here.
         self._numbers = itertools.count()
@@ -61,41 +55,6 @@ class Stream:
         # Requests whose answers have gained something, in the order of their gaining it.
         self._news: dict[int, None] = {}
         self._errors: asyncio.Queue[pb.ModelStreamInferResponse] = asyncio.Queue(_MOST_UNREAD_ERRORS)
-        self._ready = asyncio.Event()
-
-    async def answer(
-        self, requests: AsyncIterator[pb.ModelInferRequest]
-    ) -> AsyncGenerator[pb.ModelStreamInferResponse]:
-        """Until the client has half-closed and all is answered, or the server stops, or a strict call's error."""
-        reading = asyncio.create_task(self._read(requests))
-        reading.add_done_callback(self._has_read)
-        self._frontend.on_drain.add(self._ready.set)
-        if self._frontend.draining:
-            self._ready.set()
-        try:
-            while self.cut_short is None:
-                await self._ready.wait()
-                self._ready.clear()
-                while self.cut_short is None and (self._news or not self._errors.empty()):
-                    for message in self._messages():
-                        yield message
-                if reading.done():
-                    reading.result()
-                if not self._live and self._errors.empty() and (reading.done() or self._frontend.draining):
-                    break
-            if not reading.done() and self.cut_short is None:
-                self.cut_short = refusal_of("", draining())
-        finally:
-            reading.cancel()
-            self._frontend.on_drain.discard(self._ready.set)
-            for number in list(self._live):
-                self._end(number)
-
-    def _has_read(self, reading: asyncio.Task[None]) -> None:
-        # Looked at here too: the call may have ended for another reason.
-        if not reading.cancelled():
-            reading.exception()
-        self._ready.set()
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
         async for request in requests:
@@ -142,10 +101,19 @@ class Stream:
         response.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(error_message=told + refusal.details, infer_response=response)
 
-    def _messages(self) -> list[pb.ModelStreamInferResponse]:
+    def _settled(self) -> bool:
+        return not self._live and self._errors.empty()
+
+    def _leave(self) -> None:
+        for number in list(self._live):
+            self._end(number)
+
+    def _say(self) -> list[pb.ModelStreamInferResponse] | None:
         """Of one request that has something to say, or one error."""
         if not self._errors.empty():
             return [self._errors.get_nowait()]
+        if not self._news:
+            return None
         number = next(iter(self._news))
         del self._news[number]
         if number not in self._live:
