@@ -14,7 +14,7 @@ from exegpt_jax.engine.api import Executor
 from exegpt_jax.runner.follow import Follower
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.text.prompts import ModelText
-from serving.flags import schedule_arguments
+from serving.flags.shared import schedule_arguments
 from serving.planned import fitting_plan, predictor_of
 from serving.progress import Display, WarmUpBar
 from serving.replanning import following_of

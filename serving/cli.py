@@ -15,7 +15,8 @@ from types import ModuleType
 
 from absl import flags
 
-from serving import config, unusable_file
+from serving import unusable_file
+from serving.flags import config
 
 COMMANDS: dict[str, str] = {
     "demo": "profile the embedded model, plan for a latency bound, run the plan, and check every answer",

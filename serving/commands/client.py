@@ -12,11 +12,10 @@ from typing import cast
 
 from absl import flags
 
-from serving import connection_flags
-from serving import flags as shared
+from serving.flags import connection, shared
 
 FLAGS = flags.FlagValues()
-connection_flags.define_connection(FLAGS)
+connection.define_connection(FLAGS)
 flags.DEFINE_string("prompt", None, "the prompt, or - for standard input", flag_values=FLAGS)
 flags.DEFINE_bool("chat", False, "send the prompt as a user's message, by the model's chat template", flag_values=FLAGS)
 flags.DEFINE_integer("max_tokens", None, "most tokens to generate", flag_values=FLAGS)
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> int:
     asked = [{"role": "user", "content": text}] if FLAGS.chat else text
     begin_s = time.monotonic()
     finish = None
-    with Client(**connection_flags.connection(FLAGS)) as client:
+    with Client(**connection.connection(FLAGS)) as client:
         try:
             for chunk in client.stream(asked, timeout_s=FLAGS.timeout_s, **parameters):
                 print(chunk.text, end="", flush=True)

@@ -16,7 +16,7 @@ from absl import flags
 from exegpt_jax.weights import manifest
 from exegpt_jax.weights.checkpoint import check_tensors, common_dtype, open_checkpoint
 from exegpt_jax.weights.digest import checkpoint_digest
-from serving import flags as shared
+from serving.flags import shared
 from serving.progress import Display
 from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec

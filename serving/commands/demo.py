@@ -13,8 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from serving import flags as shared
 from serving.demo.baselines import BASELINES
+from serving.flags import shared
 
 _EMBEDDED = Path(__file__).resolve().parents[2] / "configs" / "demo" / "numbers"
 

@@ -18,8 +18,8 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from serving import flags as shared
 from serving.fit_report import show
+from serving.flags import shared
 from serving.outputs import STANDARD, check_target, write_whole
 from solver.facts.histogram import margins
 from solver.facts.raw_log import read_histogram, read_pairs, read_trace

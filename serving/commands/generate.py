@@ -20,8 +20,8 @@ from absl import flags
 from exegpt_jax.session import Completion, Failure, Session, complete_in_order
 from exegpt_jax.text.prompts import ModelText, Prepared
 from serving import assemble, jsonl, replanning
-from serving import flags as shared
 from serving.beside import Beside, beside
+from serving.flags import shared
 from serving.outputs import STANDARD, check_target
 from serving.progress import Display
 

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from rich.console import Console
 
-from serving import connection_flags
-from serving import flags as shared
+from serving.flags import connection, shared
 from serving.outputs import check_target, write_whole
 from solver.plan.bounds import Bounds
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from serving.load.messages import Job, Sample
 
 FLAGS = flags.FlagValues()
-connection_flags.define_connection(FLAGS)
+connection.define_connection(FLAGS)
 for _name, _text in (
     ("prompt", "one prompt, for every request"),
     ("input", "file of JSON lines as exegpt generate takes them, asked in order and again; - is standard input"),
@@ -179,7 +178,7 @@ def _job(load: Load) -> Job:
     if FLAGS.timeout_s is not None and not 0 < FLAGS.timeout_s < math.inf:
         raise ValueError(f"timeout_s: {FLAGS.timeout_s:g} is no deadline; give seconds above 0")
     return Job(
-        **connection_flags.connection(FLAGS),
+        **connection.connection(FLAGS),
         demand=load.demand,
         first=0,
         step=1,

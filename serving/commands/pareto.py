@@ -18,8 +18,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from serving import flags as shared
 from serving import outputs, planning
+from serving.flags import shared
 from serving.progress import Display, SearchLine
 from solver.report import words
 from solver.report.front_chart import FrontPoint, pareto_chart

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from absl import flags
 from rich.console import Console
 
-from serving import flags as shared
 from serving import outputs, planning
+from serving.flags import shared
 from serving.progress import Display, SearchLine
 from solver.plan.plan import Plan
 from solver.report import words

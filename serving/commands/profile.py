@@ -16,7 +16,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from serving import flags as shared
+from serving.flags import shared
 from serving.progress import Display
 from solver.facts import presets
 from solver.facts.model_config import read_model_spec

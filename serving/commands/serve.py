@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from serving import config, replanning, security_flags, seeing_flags
-from serving import flags as shared
+from serving import replanning
+from serving.flags import config, security, seeing, shared
 from serving.outputs import check_target
 from serving.telemetry import logs
 
@@ -59,8 +59,8 @@ flags.DEFINE_float(
     0.0,
     flag_values=FLAGS,
 )
-security_flags.define_security(FLAGS)
-seeing_flags.define_seeing(FLAGS)
+security.define_security(FLAGS)
+seeing.define_seeing(FLAGS)
 flags.DEFINE_bool(
     "vllm_engine",
     False,
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
         address=FLAGS.address,
         allow_remote=FLAGS.allow_remote,
         health_address=FLAGS.health_address,
-        tls=security_flags.tls_files(FLAGS),
+        tls=security.tls_files(FLAGS),
         keys=None if FLAGS.keys is None else Path(FLAGS.keys),
         key_limit=FLAGS.key_limit,
         model_name=directory.resolve().name,
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> int:
         settle_s=FLAGS.settle_s,
         drain_s=FLAGS.drain_s,
         vllm_engine=_card(directory),
-        seeing=seeing_flags.seeing_options(FLAGS, directory.resolve().name),
+        seeing=seeing.seeing_options(FLAGS, directory.resolve().name),
     )
 
     options.check()

@@ -151,10 +151,11 @@ class _Child:
 
     def _load(self, build: pb.Build, cores: frozenset[int]) -> Service:
         """What the flags say, loaded and compiled."""
-        from serving import assemble, flags
+        from serving import assemble
         from serving.commands import serve
+        from serving.flags import shared
+        from serving.flags.seeing import seeing_options
         from serving.progress import Display
-        from serving.seeing_flags import seeing_options
         from serving.telemetry import logs
 
         values = serve.FLAGS
@@ -163,7 +164,7 @@ class _Child:
         logs.configure(values.log_format, requests=False)
         self._capture = seeing_options(values, "").capture
         with kept_to(cores):
-            flags.prepare_devices(values)
+            shared.prepare_devices(values)
             if values.engine != "fake":
                 # The threads of programs are made here, and stay.
                 import jax
@@ -171,7 +172,7 @@ class _Child:
                 jax.local_devices()
         # Nobody computes yet, so compiling may use what there is.
         with kept_to(_every_core() if cores else cores), Display(self._say if build.tell else None) as display:
-            service = assemble.assemble(flags.model_directory(values), values, display)
+            service = assemble.assemble(shared.model_directory(values), values, display)
             if values.engine != "fake":
                 with kept_to(cores):
                     _rehearse(service, display)

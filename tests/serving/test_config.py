@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from serving import config
+from serving.flags import config
 from tests.serving.servers import environment, exegpt, server_process
 
 

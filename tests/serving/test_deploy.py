@@ -14,9 +14,9 @@ import pytest
 import yaml
 from absl import flags
 
-from serving import config
 from serving.commands import serve
 from serving.doors.health import LIVENESS
+from serving.flags import config
 from tests.serving.servers import ROOT
 
 DEPLOY = ROOT / "configs" / "deploy"

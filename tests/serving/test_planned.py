@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving import cli
-from serving.flags import SCHEDULE_FLAGS
+from serving.flags.shared import SCHEDULE_FLAGS
 from serving.load import LoadRequest, run_load
 from solver.facts import cluster_file, profile_file, workload_file
 from solver.facts.cluster_file import load_cluster

@@ -12,8 +12,8 @@ import pytest
 from absl import flags
 
 from serving import cli, replanning
-from serving import flags as shared
 from serving.commands import generate
+from serving.flags import shared
 from serving.plan_files import read_plan
 from serving.progress import Display
 from solver.facts.model_config import read_model_spec

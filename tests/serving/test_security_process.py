@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.connection_flags import KEY_VARIABLE
+from serving.flags.connection import KEY_VARIABLE
 from tests.serving.certificates import Authority
 from tests.serving.servers import environment, exegpt, server_process
 
