@@ -15,9 +15,9 @@ from exegpt_jax.runner.follow import Follower
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.text.prompts import ModelText
 from serving.flags.shared import schedule_arguments
-from serving.planned import fitting_plan, predictor_of
+from serving.plans.planned import fitting_plan, predictor_of
+from serving.plans.replanning import following_of
 from serving.progress import Display, WarmUpBar
-from serving.replanning import following_of
 from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.plan.memory import memory_table

@@ -27,7 +27,7 @@ from serving.admission.refusals import (
     draining,
 )
 from serving.backend import Backend
-from serving.live import GenerationFailed, Live, Update
+from serving.live_request import GenerationFailed, Live, Update
 from serving.security.caller import CALLER
 from serving.security.quota import OverQuota, Quota
 from serving.telemetry.tally import Ended, Tally

@@ -11,7 +11,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from serving import plan_files
+from serving.plans import plan_files
 from solver.plan.compare import differences
 
 FLAGS = flags.FlagValues()

@@ -14,7 +14,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from serving import plan_files, planning
+from serving.plans import plan_files, planning
 from serving.progress import Display, SearchLine
 from solver.facts.cluster import Cluster, HostGroup
 from solver.plan.bounds import Bounds

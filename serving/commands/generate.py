@@ -19,10 +19,11 @@ from absl import flags
 
 from exegpt_jax.session import Completion, Failure, Session, complete_in_order
 from exegpt_jax.text.prompts import ModelText, Prepared
-from serving import assemble, jsonl, replanning
+from serving import assemble, jsonl
 from serving.beside import Beside, beside
 from serving.flags import shared
 from serving.outputs import STANDARD, check_target
+from serving.plans import replanning
 from serving.progress import Display
 
 FLAGS = flags.FlagValues()

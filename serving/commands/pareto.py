@@ -18,8 +18,9 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from serving import outputs, planning
+from serving import outputs
 from serving.flags import shared
+from serving.plans import planning
 from serving.progress import Display, SearchLine
 from solver.report import words
 from solver.report.front_chart import FrontPoint, pareto_chart

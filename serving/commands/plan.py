@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from absl import flags
 from rich.console import Console
 
-from serving import outputs, planning
+from serving import outputs
 from serving.flags import shared
+from serving.plans import planning
 from serving.progress import Display, SearchLine
 from solver.plan.plan import Plan
 from solver.report import words

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from serving import replanning
 from serving.flags import config, security, seeing, shared
 from serving.outputs import check_target
+from serving.plans import replanning
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     logging.getLogger("serving").setLevel(logging.INFO)
 
     from serving.admission.budget import QueueLimits
-    from serving.life import run_server
+    from serving.life_cycle import run_server
     from serving.server import ServerOptions
 
     options = ServerOptions(

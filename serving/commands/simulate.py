@@ -19,7 +19,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from serving import outputs, plan_files, planning
+from serving import outputs
+from serving.plans import plan_files, planning
 from serving.progress import Display
 from solver.facts.workload import Workload
 from solver.plan.plan import Plan

@@ -18,8 +18,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from serving import plan_files, planning
-from serving.planning import Facts
+from serving.plans import plan_files, planning
+from serving.plans.planning import Facts
 from serving.progress import Display
 from solver.plan.plan import Plan
 from solver.plan.under_way import works_apart

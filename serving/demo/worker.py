@@ -20,7 +20,7 @@ from serving.demo.messages import Figures, Message, parse_order
 from serving.doors import generation, health
 from serving.engine.link import EngineLink
 from serving.frontend import Frontend
-from serving.life import text_of
+from serving.life_cycle import text_of
 from serving.server import ServerOptions, make_server
 
 _SHOWN_PHASES = 10

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from serving.doors.conversation import Conversation
 from serving.doors.wire import REFUSED, check_id, fields_of, refusal_of, response_of, timeout_of
 from serving.frontend import Frontend
-from serving.live import Live
+from serving.live_request import Live
 from serving.proto.exegpt.v1 import generation_pb2 as pb
 
 _MESSAGE_BYTES = 2**20

@@ -17,7 +17,7 @@ from serving.admission.refusals import (
     DeadlineUnreachable,
     Unavailable,
 )
-from serving.live import GenerationFailed, Update
+from serving.live_request import GenerationFailed, Update
 from serving.proto.exegpt.v1 import generation_pb2 as pb
 from serving.security.quota import OverQuota
 

@@ -23,7 +23,7 @@ from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.succeed import successor_of
 from exegpt_jax.testing.hidden_lengths import HiddenLengths
 from exegpt_jax.weights.loading import load_stage
-from serving.replanning import PlanCommand
+from serving.plans.replanning import PlanCommand
 from solver.facts.model_config import read_model_spec
 from solver.facts.profile import Profile
 from solver.facts.workload import Ints, Workload

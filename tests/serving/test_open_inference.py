@@ -18,7 +18,7 @@ from serving.client import Client
 from serving.doors.open_inference.models import Models
 from serving.doors.open_inference.requests import asked_of
 from serving.doors.open_inference.responses import response_of
-from serving.live import Update
+from serving.live_request import Update
 from serving.proto.inference import inference_pb2 as pb
 from serving.proto.inference import inference_pb2_grpc as pb_grpc
 from tests.serving.open_inference import ask, converse, is_final, read

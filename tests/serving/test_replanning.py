@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from serving import cli, replanning
+from serving import cli
 from serving.commands import generate
 from serving.flags import shared
-from serving.plan_files import read_plan
+from serving.plans import replanning
+from serving.plans.plan_files import read_plan
 from serving.progress import Display
 from solver.facts.model_config import read_model_spec
 from solver.facts.workload import merge

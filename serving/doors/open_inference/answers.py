@@ -8,7 +8,7 @@ from collections.abc import Callable
 from exegpt_jax.text.answer import Ending
 from serving.doors.open_inference.requests import Asked
 from serving.frontend import Frontend
-from serving.live import Live, Update
+from serving.live_request import Live, Update
 
 
 class Answers:

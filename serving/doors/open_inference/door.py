@@ -25,7 +25,7 @@ from serving.doors.open_inference.responses import response_of, tokenizer_of
 from serving.doors.open_inference.statistics import Statistics
 from serving.doors.open_inference.stream import Stream
 from serving.frontend import Frontend
-from serving.live import Update
+from serving.live_request import Update
 from serving.proto.inference import inference_pb2 as pb
 from serving.proto.inference import inference_pb2_grpc as pb_grpc
 

@@ -11,7 +11,7 @@ from serving.doors.open_inference.models import VERSION
 from serving.doors.open_inference.requests import Asked
 from serving.doors.open_inference.tensors import add_output
 from serving.frontend import Frontend
-from serving.live import Update
+from serving.live_request import Update
 from serving.proto.inference import inference_pb2 as pb
 
 _NOT_YET = "None"

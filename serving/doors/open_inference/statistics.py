@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from serving.doors.open_inference.models import VERSION
-from serving.live import Update
+from serving.live_request import Update
 from serving.proto.inference import inference_pb2 as pb
 
 _NS = 1e9

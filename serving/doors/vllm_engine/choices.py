@@ -11,7 +11,7 @@ import functools
 from collections.abc import AsyncGenerator, Mapping
 
 from serving.frontend import Frontend
-from serving.live import Live, Update
+from serving.live_request import Live, Update
 
 MAX_CHOICES = 8
 

@@ -32,7 +32,7 @@ from serving.doors.vllm_engine.choices import Choices
 from serving.doors.vllm_engine.wire import aborted, chunk_of, complete_of, fields_of, merged
 from serving.doors.wire import REFUSED, check_id, refusal_of
 from serving.frontend import Frontend
-from serving.live import Update
+from serving.live_request import Update
 from serving.security.caller import CALLER
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["VllmEngine"].full_name

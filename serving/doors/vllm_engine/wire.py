@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from google.protobuf.message import Message
 from smg_grpc_proto import vllm_engine_pb2 as pb
 
-from serving.live import Update
+from serving.live_request import Update
 
 # Fields that mean what ours of the same name mean, with 0 for "off" where the protocol has no presence.
 _SAME = (

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving import plan_files
 from serving.outputs import STANDARD
+from serving.plans import plan_files
 from serving.progress import Display
 from solver.facts import presets
 from solver.facts.cluster import Cluster

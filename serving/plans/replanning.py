@@ -22,7 +22,7 @@ from exegpt_jax.engine.api import Executor
 from exegpt_jax.runner import follow
 from exegpt_jax.runner.next_plan import Replan, Successor
 from exegpt_jax.runner.predictors import Successive
-from serving.planned import predictor_of
+from serving.plans.planned import predictor_of
 from serving.progress import Display
 from solver.facts.model_spec import ModelSpec
 from solver.facts.workload import Workload
