@@ -52,11 +52,11 @@ def test_parameters_of_a_prompt_win(llm: LLM) -> None:
 def test_a_seed_repeats_a_sampled_answer(llm: LLM) -> None:
     prompt = task.prompt(123_456_789)
     asked = {"prompt": prompt, "temperature": 2.0, "max_tokens": 20, "ignore_eos": True}
-    first, second = llm.generate([asked, asked])
-    assert first.seed != second.seed
-    assert first.token_ids != second.token_ids
-    again = llm.generate([{**asked, "seed": second.seed}, {**asked, "seed": first.seed}])
-    assert [completion.token_ids for completion in again] == [second.token_ids, first.token_ids]
+    answers = llm.generate([asked] * 8)
+    assert len({answer.seed for answer in answers}) == 8
+    assert len({answer.token_ids for answer in answers}) > 1  # the model is sure of itself: two alone can agree
+    again = llm.generate([{**asked, "seed": answer.seed} for answer in reversed(answers)])
+    assert [answer.token_ids for answer in again] == [answer.token_ids for answer in reversed(answers)]
 
 
 def test_logprobs_come_one_per_token(llm: LLM) -> None:
