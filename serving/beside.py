@@ -121,15 +121,16 @@ class Beside:
 
 def beside(plan: Plan, runner: Runner) -> Beside:
     """What a Runner that ran the plan has measured."""
-    bounds, expected = plan.bounds, plan.prediction
+    bounds, predicted = plan.bounds, plan.prediction
     percentile = bounds.latency_percentile if bounds is not None else 99.0
     clock = bounds.bound_from if bounds is not None else "encode"
-    latency_s = None
-    if expected is not None:
-        latency_s = expected.latency_with_wait_s if clock == "arrival" else expected.latency_s
+    latency_s = throughput_rps = None
+    if predicted is not None:
+        throughput_rps = predicted.expected.throughput_rps
+        latency_s = predicted.latency_with_wait_s if clock == "arrival" else predicted.expected.latency_s
     errors = phase_errors(runner.timeline.phases())
     return Beside(
-        predicted_rps=None if expected is None else expected.throughput_rps,
+        predicted_rps=throughput_rps,
         predicted_latency_s=latency_s,
         measured=runner.figures.measured(percentile, clock),
         percentile=percentile,

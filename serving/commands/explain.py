@@ -115,6 +115,7 @@ def _request(plan: Plan) -> PlanRequest:
         gap=FLAGS.gap,
         time_limit_s=FLAGS.time_limit_s,
         margin=plan.margins.profile_delta if plan.margins is not None else None,
+        fluctuation=plan.margins.fluctuation if plan.margins is not None else 0.0,
         dtype=plan.dtype,
         cache_dtype=plan.cache_dtype,
         overflow=plan.margins.overflow if plan.margins is not None else 1e-3,

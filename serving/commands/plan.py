@@ -80,6 +80,8 @@ def _controls(plan: Plan) -> dict[str, object]:
     found: dict[str, object] = {name: getattr(schedule, name) for name in (*controls, "max_rows")}
     if schedule.token_budget:
         found["token_budget"] = schedule.token_budget
+    if schedule.policy == "disaggregated":
+        found |= {name: getattr(schedule, name) for name in ("encode_replicas", "decode_replicas")}
     return {**found, "replicas": plan.replicas, "stages": stages}
 
 

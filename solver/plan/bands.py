@@ -13,6 +13,8 @@ import math
 MOST_DEFERRALS = 4
 # Standard deviations on either side.
 _DEVIATIONS = 3.0
+# Of the way from the planned rows to those allocated, which is about three standard deviations of residents.
+_CALM = 1 / 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Bands:
       encode_tokens_low, encode_tokens_high: prompt tokens encoded in one phase, while enough requests wait.
       decode_rows_low, decode_rows_high: rows that decode when the phase starts.
       most_deferrals: phases that the first in the queue stands back at most while a row is free.
+      calm_rows: B_E is not corrected for fewer rows too many or too few than these.
     """
 
     encode_tokens_low: int
@@ -30,6 +33,7 @@ class Bands:
     decode_rows_low: int
     decode_rows_high: int
     most_deferrals: int = MOST_DEFERRALS
+    calm_rows: int = 0
 
     def __post_init__(self) -> None:
         for name in ("encode_tokens", "decode_rows"):
@@ -38,6 +42,8 @@ class Bands:
                 raise ValueError(f"bands.{name}: [{low}, {high}] is no range; give 0 <= low <= high, high at least 1")
         if self.most_deferrals < 0:
             raise ValueError(f"bands.most_deferrals: {self.most_deferrals} is negative; give 0 or more phases")
+        if self.calm_rows < 0:
+            raise ValueError(f"bands.calm_rows: {self.calm_rows} is negative; give 0 or more rows")
 
 
 def planned_bands(
@@ -63,12 +69,18 @@ def planned_bands(
     spread = max(_DEVIATIONS * math.sqrt(encode_batch * mean_input2), longest_prompt / 2)
     low = max(0, math.floor(mean - spread))
     high = max(math.ceil(mean + spread), low + longest_prompt)
-    return Bands(low, high, *_rows(decode_batch, max_rows))
+    return Bands(low, high, *_rows(decode_batch, max_rows), calm_rows=_calm(decode_batch, max_rows))
 
 
 def unknown_bands(encode_batch: int, decode_batch: int, max_rows: int, longest_prompt: int) -> Bands:
     """Where nothing is known of the traffic: tokens of twice B_E of the longest prompts, and none at least."""
-    return Bands(0, 2 * encode_batch * longest_prompt, *_rows(decode_batch, max_rows))
+    tokens = 2 * encode_batch * longest_prompt
+    return Bands(0, tokens, *_rows(decode_batch, max_rows), calm_rows=_calm(decode_batch, max_rows))
+
+
+def _calm(decode_batch: int, max_rows: int) -> int:
+    """A batch of encode calls as planned costs less than one that is larger by a few prompts: they make a call more."""
+    return round(_CALM * (max_rows - decode_batch))
 
 
 def _rows(decode_batch: int, max_rows: int) -> tuple[int, int]:

@@ -135,6 +135,7 @@ class Margins:
       mean_input_tokens: planned for; None in plans that do not say.
       input_drift_low, input_drift_high: relative change of the mean input under which the plan's own controls keep
         every bound.
+      fluctuation: share by which simulated times exceed those of the mean phase; bounds are lowered by it, too.
     """
 
     profile_delta: float
@@ -147,14 +148,22 @@ class Margins:
     mean_input_tokens: float | None = None
     input_drift_low: float = 0.0
     input_drift_high: float = 0.0
+    fluctuation: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.profile_delta < 1:
             raise ValueError(f"profile_delta: {self.profile_delta!r} is out of range; give a share in [0, 1)")
+        if not 0 <= self.fluctuation < 10:
+            raise ValueError(f"fluctuation: {self.fluctuation!r} is out of range; plan again")
         for name in ("output_drift", "input_drift"):
             low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
             if not -1 < low <= 0 <= high:
                 raise ValueError(f"{name}: [{low!r}, {high!r}] does not hold 0; plan again")
+
+    @property
+    def keep(self) -> float:
+        """Times of the closed form are kept below the bounds by this factor."""
+        return (1 + self.profile_delta) * (1 + self.fluctuation)
 
     @property
     def mean_output_tokens(self) -> float:

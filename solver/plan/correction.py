@@ -24,10 +24,11 @@ def corrected_batch(
 ) -> int:
     """B_E that leads back to the planned decode batch: after short answers more, after long ones fewer.
 
-    Between half of B_E and twice as many. The plan's bands come before that, the later of these before the earlier: a
-    phase's tokens reach the low end of their band, they do not pass the high end (a prompt longer than that goes
-    alone), rows do not pass theirs; but after `most_deferrals` phases without anybody the first in the queue goes. So
-    whoever has n requests ahead waits at most (n + 1)(most_deferrals + 1) phases while rows are free.
+    As planned where it strays by no more than the plan's calm rows; between half of B_E and twice as many. The plan's
+    bands come before that, the later of these before the earlier: a phase's tokens reach the low end of their band,
+    they do not pass the high end (a prompt longer than that goes alone), rows do not pass theirs; but after
+    `most_deferrals` phases without anybody the first in the queue goes. So whoever has n requests ahead waits at most
+    (n + 1)(most_deferrals + 1) phases while rows are free.
 
     Args:
       schedule: in force.
@@ -42,7 +43,10 @@ def corrected_batch(
         tokens = np.cumsum(prompt_tokens[:most])
         least = max(least, int(np.searchsorted(tokens, bands.encode_tokens_low)) + 1)
         most = min(most, max(1, int(np.searchsorted(tokens, bands.encode_tokens_high, side="right"))))
-    batch = min(max(schedule.decode_batch - live, least), most)
+    wanted = schedule.decode_batch - live
+    if bands is not None and abs(wanted - schedule.encode_batch) <= bands.calm_rows:
+        wanted = schedule.encode_batch
+    batch = min(max(wanted, least), most)
     if bands is None:
         return batch
     overdue = 1 if deferrals >= bands.most_deferrals else 0

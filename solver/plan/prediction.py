@@ -24,6 +24,17 @@ class StagePrediction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Simulated:
+    """What the event simulation says of the schedule at saturation, run-time correction included; fields as in
+    `Prediction`, percentiles those of requests."""
+
+    throughput_rps: float
+    latency_s: float
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Prediction:
     """Expected figures; None where nothing was said.
 
@@ -40,6 +51,7 @@ class Prediction:
       decode_batch: expected peak of resident rows, per replica.
       stages: one per stage of the schedule.
       worst_mark: the least certain kind of number in the profiles that this rests on.
+      simulated: where the figures above, which are of the mean phase, were played out.
     """
 
     throughput_rps: float
@@ -55,6 +67,12 @@ class Prediction:
     decode_batch: float | None = None
     stages: tuple[StagePrediction, ...] = ()
     worst_mark: MarkName | None = None
+    simulated: Simulated | None = None
+
+    @property
+    def expected(self) -> Prediction | Simulated:
+        """Whose throughput and latency a run should show."""
+        return self.simulated or self
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,8 @@ class Schedule:
       encode_micro_batch: rows of one encode micro-batch.
       token_budget: chunked only: decode rows plus prompt tokens of one iteration; else 0.
       bands: what the correction of B_E holds phases within; None: half to twice B_E, whatever its tokens.
+      encode_replicas, decode_replicas: disaggregated only: pipelines of either side in one copy, each on devices of its
+        own; `stages` names those of the first of each, rows are of one decode pipeline.
     """
 
     policy: Policy
@@ -72,6 +74,8 @@ class Schedule:
     encode_micro_batch: int
     token_budget: int = 0
     bands: Bands | None = None
+    encode_replicas: int = 1
+    decode_replicas: int = 1
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -83,6 +87,8 @@ class Schedule:
             "max_rows",
             "micro_batch",
             "encode_micro_batch",
+            "encode_replicas",
+            "decode_replicas",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is too small; give at least 1")
@@ -97,6 +103,11 @@ class Schedule:
         if (self.policy == "chunked") != (self.token_budget > 0):
             raise ValueError(
                 f"token_budget: {self.token_budget} with policy {self.policy}; the chunked policy alone needs one"
+            )
+        if self.policy != "disaggregated" and (self.encode_replicas, self.decode_replicas) != (1, 1):
+            raise ValueError(
+                f"encode_replicas, decode_replicas: {self.encode_replicas}, {self.decode_replicas} with policy "
+                f"{self.policy}; the disaggregated policy alone has several pipelines of a side"
             )
         if not self.stages:
             raise ValueError("stages: empty; give at least one")

@@ -14,8 +14,8 @@ from solver.plan.memory import DeviceMemory, payload_bytes
 from solver.plan.plan import Plan
 from solver.plan.schedule import Schedule, StageSpec
 
-# Policies of the Runner whose encode devices and decode devices are apart.
-APART_POLICIES: tuple[str, ...] = ("waa-c", "waa-m", "waa")
+# Policies whose encode devices and decode devices are apart.
+APART_POLICIES: tuple[str, ...] = ("waa-c", "waa-m", "waa", "disaggregated")
 # Encoded batches that wait to be let in: a double buffer.
 BUFFERS = 2
 

@@ -60,6 +60,8 @@ def placement(plan: Plan) -> str:
     shown = "; ".join(stage_words(stage) for stage in stages[:_MOST_STAGES])
     more = f"; and {len(stages) - _MOST_STAGES} more" if len(stages) > _MOST_STAGES else ""
     copies = f", {plan.replicas} copies" if plan.replicas > 1 else ""
+    if (plan.schedule.encode_replicas, plan.schedule.decode_replicas) != (1, 1):
+        copies += f", {plan.schedule.encode_replicas} encode and {plan.schedule.decode_replicas} decode pipelines"
     return f"{len(stages)} {'stage' if len(stages) == 1 else 'stages'}{copies}: {shown}{more}"
 
 
@@ -117,11 +119,11 @@ def limits(plan: Plan) -> list[tuple[str, float, float, str]]:
 
 def binding(plan: Plan) -> str:
     """Which limits the plan sits at, margin counted."""
-    margin = plan.margins.profile_delta if plan.margins is not None else 0.0
+    keep = plan.margins.keep if plan.margins is not None else 1.0
     close = [
         name
         for name, value, limit, unit in limits(plan)
-        if value * (1 + (margin if unit == "s" else 0.0)) >= limit * (1 - _BINDS[unit])
+        if value * (keep if unit == "s" else 1.0) >= limit * (1 - _BINDS[unit])
     ]
     if close:
         return f"held back by {' and '.join(close)}"
@@ -155,8 +157,9 @@ def proof(plan: Plan) -> str:
 def margins(plan: Plan) -> str:
     found = plan.margins
     assert found is not None, "asked only where there are margins"
+    phases = f" ({found.fluctuation:.1%} more is left for phases that differ)" if found.fluctuation else ""
     return (
-        f"bounds hold while times are off by up to {found.profile_delta:.1%} and the mean output drifts from "
+        f"bounds hold while times are off by up to {found.profile_delta:.1%}{phases} and the mean output drifts from "
         f"{found.output_drift_low:+.0%} to {found.output_drift_high:+.0%}; plan again when it leaves "
         f"{found.replan_below_tokens:.4g} to {found.replan_above_tokens:.4g} tokens"
     )

@@ -45,6 +45,8 @@ def schedule_of(setting: Setting, best: Best) -> Schedule:
         encode_micro_batch=encode_micro,
         token_budget=best.token_budget,
         bands=bands if best.policy in CORRECTED_POLICIES else None,
+        encode_replicas=best.placed.encode_replicas,
+        decode_replicas=best.placed.decode_replicas,
     )
 
 

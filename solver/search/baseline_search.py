@@ -29,8 +29,8 @@ from solver.simulate.static import evaluate_static
 # Token budgets of chunked: a chunk of fewer tokens costs its reading of the weights, which formulas that are linear in
 # tokens do not show; beyond the most, an iteration takes seconds on any device.
 _LEAST_BUDGET, _MOST_BUDGET = 64, 32768
-# Values of the first and the second setting on the coarse grid, and on a finer one.
-_COARSE, _FINE = (20, 12), (16, 12)
+# Values of the first and the second setting on the coarse grid, and on a finer one. Bytes of chunked jump with both.
+_COARSE, _COARSE_CHUNKED, _FINE = (20, 12), (30, 16), (16, 12)
 # Pipelines that are refined: within this share of the best, so many at most; around so many of their best settings.
 _PROMISING, _REFINED, _AROUND = 0.75, 16, 3
 # Settings whose bytes are counted in full at once, in falling order of throughput; and that are evaluated at once.
@@ -114,7 +114,8 @@ class _Sweep:
         self.looked = 0
 
     def coarse(self) -> Grid:
-        return tuple(_geometric(*ends, count) for ends, count in zip(self._ranges, _COARSE, strict=False))
+        counts = _COARSE_CHUNKED if self._policy == "chunked" else _COARSE
+        return tuple(_geometric(*ends, count) for ends, count in zip(self._ranges, counts, strict=False))
 
     def look(self, line: _Line, grid: Grid) -> tuple[list[_Setting], _Setting | None]:
         """The few best settings of a grid that keep the limits; without any, the nearest one.

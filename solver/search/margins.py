@@ -51,6 +51,7 @@ def margins_of(setting: Setting, best: Best) -> Margins:
         mean_input_tokens=setting.workload.mean_input,
         input_drift_low=input_low,
         input_drift_high=input_high,
+        fluctuation=setting.request.fluctuation,
     )
 
 

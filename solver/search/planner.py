@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from solver.plan.certificate import Certificate, Ended
+from solver.plan.plan import Plan
+from solver.plan.prediction import Simulated
 from solver.plan.schedule import Policy
 from solver.search.assemble import plan_of, policies_of, runner_up
 from solver.search.baseline_search import search_baseline
@@ -21,7 +23,8 @@ from solver.search.outcome import Best, Outcome, Report, Tally
 from solver.search.proof.infeasible import Relaxed
 from solver.search.request import Infeasible, Planned, PlanRequest, Progress
 from solver.search.rra_search import search_rra, why_not_rra
-from solver.search.setting import Setting, make_setting
+from solver.search.second_opinion import played_out, shortfall
+from solver.search.setting import Setting, limits_of, make_setting
 from solver.search.uniform import Placed
 from solver.search.waa_search import search_waa
 
@@ -43,6 +46,8 @@ SEARCHES: Mapping[Policy, Search] = {
 
 # Whole prompts, on the devices that decode.
 ENCODER_POLICIES: tuple[Policy, ...] = ("rra", "static", "dsi", "iteration")
+# Searches with lowered limits where the first plan did not keep the bounds when it was played out; and how finely.
+_OPINIONS, _LEAST_MORE = 6, 0.02
 
 
 def plan_schedule(request: PlanRequest, progress: Progress | None = None) -> Planned:
@@ -52,8 +57,67 @@ def plan_schedule(request: PlanRequest, progress: Progress | None = None) -> Pla
       Infeasible: none keeps every bound.
       ValueError: an input is no good.
     """
-    began_s = time.monotonic()
-    return _planned(make_setting(request), progress, began_s, with_margins=True)
+    setting = make_setting(request)
+    planned, short = _opinion(setting, progress)
+    if short is not None:
+        setting, planned = _held_back(setting, planned, short, progress)
+    simulated = planned.plan.prediction.simulated if planned.plan.prediction is not None else None
+    whole = _planned(setting, progress, time.monotonic(), with_margins=True)
+    return whole if simulated is None else dataclasses.replace(whole, plan=_with(whole.plan, simulated))
+
+
+def _opinion(setting: Setting, progress: Progress | None) -> tuple[Planned, float | None]:
+    """The best plan in this setting, played out; and by how much limits must be lowered for its like to keep them."""
+    planned = _planned(setting, progress, time.monotonic(), with_margins=False)
+    simulated = played_out(setting, planned.plan)
+    if simulated is None:
+        return planned, None
+    short = shortfall(setting, planned.plan, simulated)
+    return dataclasses.replace(planned, plan=_with(planned.plan, simulated)), short
+
+
+def _held_back(setting: Setting, planned: Planned, short: float, progress: Progress | None) -> tuple[Setting, Planned]:
+    """Of searches with lowered limits the plan that answers most and keeps the bounds when it is played out.
+
+    Raises:
+      Infeasible: none does.
+    """
+    low, high, tried = 0.0, math.inf, max(short, _LEAST_MORE)
+    best: tuple[Setting, Planned] | None = None
+    for _ in range(_OPINIONS):
+        request = dataclasses.replace(setting.request, fluctuation=tried)
+        under = dataclasses.replace(setting, request=request, limits=limits_of(request.bounds, setting.margin, tried))
+        try:
+            planned, more = _opinion(under, progress)
+        except Infeasible:
+            if best is not None:
+                break
+            raise
+        if more is None:
+            high = tried
+            if best is None or _simulated_rps(planned) > _simulated_rps(best[1]):
+                best = under, planned
+        else:
+            low = tried
+        tried = (low + high) / 2 if math.isfinite(high) else max(more or 0.0, tried + _LEAST_MORE)
+        if high - low < _LEAST_MORE:
+            break
+    if best is None:
+        raise Infeasible(
+            f"no plan keeps every bound when it is played out, limits lowered by up to {low:.0%}; relax a bound"
+        )
+    return best
+
+
+def _simulated_rps(planned: Planned) -> float:
+    prediction = planned.plan.prediction
+    assert prediction is not None, "a planned plan predicts"
+    return prediction.expected.throughput_rps
+
+
+def _with(plan: Plan, simulated: Simulated) -> Plan:
+    assert plan.prediction is not None, "a planned plan predicts"
+    return dataclasses.replace(plan, prediction=dataclasses.replace(plan.prediction, simulated=simulated))
 
 
 def _planned(setting: Setting, progress: Progress | None, began_s: float, *, with_margins: bool) -> Planned:
@@ -106,8 +170,7 @@ def plan_front(
     found: list[Planned | Infeasible] = []
     for latency_s in latency_bounds_s:
         asked = dataclasses.replace(request, bounds=dataclasses.replace(request.bounds, latency_s=latency_s))
-        kept_s = (math.inf if latency_s is None else latency_s) / (1 + setting.margin)
-        limits = dataclasses.replace(setting.limits, latency_s=kept_s)
+        limits = limits_of(asked.bounds, setting.margin, request.fluctuation)
         under = dataclasses.replace(setting, request=asked, limits=limits)
         try:
             found.append(_planned(under, progress, time.monotonic(), with_margins=False))
@@ -135,7 +198,7 @@ def _infeasible(setting: Setting, outcomes: Mapping[Policy, Outcome]) -> Infeasi
     nearest = next((each.nearest for each in relaxed if each.name == "latency_s"), None)
     return Infeasible(
         f"no plan of policies {searched} keeps every bound: {text or 'no candidate could be evaluated'}",
-        None if nearest is None else nearest * (1 + setting.margin),
+        None if nearest is None else nearest * setting.keep,
     )
 
 
@@ -153,7 +216,7 @@ def _words(setting: Setting, placed: Placed, found: Relaxed) -> str:
             f"memory binds: stage {stage} needs {share:.3g} times what a {kind} may fill; about "
             f"{math.ceil(share * count)} devices in place of {count} would hold it"
         )
-    keep = 1 + setting.margin
+    keep = setting.keep
     asked = found.limit * keep
     flag = _FLAGS[found.name]
     if found.nearest is None:

@@ -48,6 +48,7 @@ class PlanRequest:
       gap: the search ends within this share of the best bound; 0 asks for a proof.
       time_limit_s: ends the search; None: none.
       margin: share by which predictions stay below the bounds; None: the profiles' own spread.
+      fluctuation: share by which they stay below besides, for phases differ (`solver.search.second_opinion`).
       dtype, cache_dtype: of weights and activations; of keys and values.
       overflow: share of periods in which residents may exceed the rows allocated.
       usable: share of a device's memory that may be filled.
@@ -66,6 +67,7 @@ class PlanRequest:
     gap: float = 0.0
     time_limit_s: float | None = None
     margin: float | None = None
+    fluctuation: float = 0.0
     dtype: str = "bfloat16"
     cache_dtype: str = "bfloat16"
     overflow: float = 1e-3

@@ -11,6 +11,7 @@ import math
 from solver.facts.cluster import Cluster
 from solver.facts.profile import Profile
 from solver.facts.workload import Workload
+from solver.plan.bounds import Bounds
 from solver.plan.plan import longest_whole_prompt
 from solver.search.placement.pools import Pool, check_degrees, pools_of
 from solver.search.proof.limits import Limits
@@ -71,6 +72,11 @@ class Setting:
         return 1 if self.request.spec.encoder_layers else self.layers
 
     @property
+    def keep(self) -> float:
+        """Times are kept below the bounds by this factor."""
+        return (1 + self.margin) * (1 + self.request.fluctuation)
+
+    @property
     def most_iterations(self) -> int:
         """N_D is sought up to here."""
         return max(1, min(self.lengths.most_decode, MOST_ITERATIONS))
@@ -85,6 +91,12 @@ class Setting:
     def degrees(self, pool: Pool) -> tuple[int, ...]:
         """Tensor degrees that the pool's islands hold and its profile has."""
         return tuple(tensor for kind, tensor in self.units if kind == pool.kind and tensor <= pool.island_size)
+
+
+def limits_of(bounds: Bounds, margin: float, fluctuation: float) -> Limits:
+    """The bounds, both shares taken off."""
+    limits = Limits(_or_none(bounds.latency_s), _or_none(bounds.ttft_s), _or_none(bounds.tpot_s))
+    return limits.within((1 + margin) * (1 + fluctuation) - 1)
 
 
 def make_setting(request: PlanRequest, workload: Workload | None = None) -> Setting:
@@ -133,7 +145,7 @@ def make_setting(request: PlanRequest, workload: Workload | None = None) -> Sett
             cache_tokens=cache_tokens,
             overflow=request.overflow,
         ),
-        limits=Limits(_or_none(bounds.latency_s), _or_none(bounds.ttft_s), _or_none(bounds.tpot_s)).within(margin),
+        limits=limits_of(bounds, margin, request.fluctuation),
         margin=margin,
         padding=padding,
         memory=MemoryModel(spec, request.dtype, request.cache_dtype, cache_tokens, max_prompt_tokens),

@@ -26,12 +26,15 @@ class Placed:
       stages: of the first copy.
       pipeline: their costs.
       kinds: device kind of each stage.
+      encode_replicas, decode_replicas: pipelines of either side in a copy, where encode and decode run apart.
     """
 
     copies: int
     stages: tuple[StageSpec, ...]
     pipeline: Pipeline
     kinds: tuple[str, ...]
+    encode_replicas: int = 1
+    decode_replicas: int = 1
 
     @property
     def most_tensor(self) -> int:

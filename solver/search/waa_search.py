@@ -44,7 +44,7 @@ class PlacedSplit(Placed):
       split: both pipelines, the link between them, and how many replicas each side has.
     """
 
-    split: Split
+    split: Split = dataclasses.field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,9 +68,10 @@ class Pair:
 
     def place(self, setting: Setting) -> PlacedSplit:
         encode, decode = (side.place(setting, self.copies) for side in (self.encode, self.decode))
-        split = Split(encode.pipeline, decode.pipeline, self.link, self.encode.replicas, self.decode.replicas)
+        replicas = self.encode.replicas, self.decode.replicas
+        split = Split(encode.pipeline, decode.pipeline, self.link, *replicas)
         stages, kinds = encode.stages + decode.stages, encode.kinds + decode.kinds
-        return PlacedSplit(self.copies, stages, decode.pipeline, kinds, split)
+        return PlacedSplit(self.copies, stages, decode.pipeline, kinds, *replicas, split=split)
 
 
 def search_waa(setting: Setting, policy: Policy, tally: Tally, report: Report) -> Outcome:

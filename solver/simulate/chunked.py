@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver.facts.workload import Floats, Ints
+from solver.plan.plan import encode_call_rows
 from solver.simulate.continuous import tokens_held
 from solver.simulate.costs import Pipeline
 from solver.simulate.latency import percentiles
@@ -60,8 +61,12 @@ def evaluate_chunked(
     throughput = load.rows / (load.mean_decode * iteration)
     latency, ttft, tpot = _times(lengths, conditions, load, iteration, throughput, rate_rps, with_tpot)
     most_rows = np.minimum(caps, np.ceil(load.rows * load.held).astype(np.int64))
+    prompts = np.ceil(load.prompts).astype(np.int64)
+    call_rows = -(-prompts // parts)
+    if padding is not None:
+        call_rows = np.minimum(call_rows, encode_call_rows(pipeline.most_rows, padding.max_prompt_tokens))
     points = Points(
-        encode_batch=np.ceil(load.prompts).astype(np.int64),
+        encode_batch=prompts,
         decode_iterations=np.ones_like(budget),
         throughput_rps=throughput,
         latency_s=latency,
@@ -78,9 +83,10 @@ def evaluate_chunked(
             memory,
             "both",
             most_rows,
-            np.ones_like(budget),
+            call_rows,
             tokens_held(lengths, conditions, load.rows),
             lengths.workload.most_tokens,
+            budget,
         ),
     )
     return refuse(points, beyond)

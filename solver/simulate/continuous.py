@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from solver.facts.workload import Floats, Ints
+from solver.plan.plan import encode_call_rows
 from solver.simulate.costs import Pipeline
 from solver.simulate.iteration import encode_phase_s, iterations_s
 from solver.simulate.latency import percentiles
@@ -55,9 +56,12 @@ def evaluate_iteration(
 
     first = own if lengths.first_token == "encode" else service(np.array([1]))[0]
     latency, ttft, tpot = percentiles(lengths, conditions, service, first, period, throughput, rate_rps, with_tpot)
-    call_rows = np.minimum(np.ceil(coming + _DEVIATIONS * np.sqrt(coming)), rows).astype(np.int64)
+    prompts = np.ceil(coming).astype(np.int64)
+    call_rows = -(-prompts // encode_parts)
+    if padding is not None:
+        call_rows = np.minimum(call_rows, encode_call_rows(pipeline.most_rows, padding.max_prompt_tokens))
     points = Points(
-        encode_batch=np.ceil(coming).astype(np.int64),
+        encode_batch=prompts,
         decode_iterations=np.ones_like(rows),
         throughput_rps=throughput,
         latency_s=latency,
@@ -74,7 +78,7 @@ def evaluate_iteration(
             memory,
             "both",
             rows,
-            -(-call_rows // encode_parts),
+            call_rows,
             tokens_held(lengths, conditions, real),
             lengths.workload.most_tokens,
         ),

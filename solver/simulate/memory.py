@@ -18,7 +18,7 @@ from solver.facts.workload import Floats, Ints
 from solver.plan.memory import DeviceMemory, cache_row_bytes, dtype_bytes, memory_table, weight_bytes
 from solver.plan.plan import make_buckets
 from solver.plan.schedule import Role, Schedule, StageSpec
-from solver.simulate.costs import Pipeline, PlacedStage
+from solver.simulate.costs import Pipeline
 from solver.simulate.points import Conditions
 
 Layers = tuple[int, int]
@@ -86,7 +86,13 @@ class MemoryModel:
     max_prompt_tokens: int
 
     def stages_bytes(
-        self, pipeline: Pipeline, role: Role, max_rows: Ints, encode_micro_batch: Ints, paged_tokens: Floats | None
+        self,
+        pipeline: Pipeline,
+        role: Role,
+        max_rows: Ints,
+        encode_micro_batch: Ints,
+        paged_tokens: Floats | None,
+        token_budget: Ints | None = None,
     ) -> Floats:
         """float64 [stages, P]: total bytes on each device of each stage.
 
@@ -96,8 +102,12 @@ class MemoryModel:
           max_rows: int64 [P]: allocated rows.
           encode_micro_batch: int64 [P]: rows of one encode call.
           paged_tokens: float64 [P]: cached tokens to hold, in place of rows x cache_tokens; None: slots.
+          token_budget: int64 [P]: chunked: no call is longer; None: calls are as long as prompts.
         """
-        pairs, where = np.unique(np.stack([max_rows, encode_micro_batch]), axis=1, return_inverse=True)
+        longest = np.broadcast_to(self.max_prompt_tokens, max_rows.shape)
+        if token_budget is not None:
+            longest = np.minimum(longest, token_budget)
+        shapes, where = np.unique(np.stack([max_rows, encode_micro_batch, longest]), axis=1, return_inverse=True)
         where = where.ravel()
         layer, rows = 0, []
         for stage in pipeline.stages:
@@ -105,7 +115,9 @@ class MemoryModel:
             layer = layers[1]
             layout: Layout = "slots" if paged_tokens is None else "paged"
             alike = self._alike(layers)
-            found = [self._device(alike, stage, role, int(most), int(batch), layout) for most, batch in pairs.T]
+            found = [
+                _device_memory(self, alike, stage.unit.tensor, role, *shape, layout) for shape in shapes.T.tolist()
+            ]
             total = np.array([memory.total_bytes for memory in found], np.float64)[where]
             if paged_tokens is not None and role != "encode":
                 slots = np.array([memory.cache_bytes for memory in found], np.float64)[where]
@@ -119,15 +131,17 @@ class MemoryModel:
         inner = layers[0] > 0 and layers[1] < self.spec.num_layers
         return (1, 1 + layers[1] - layers[0]) if inner and len(self.spec.layers) == 1 else layers
 
-    def _device(
-        self, layers: Layers, stage: PlacedStage, role: Role, max_rows: int, encode_micro_batch: int, layout: Layout
-    ) -> DeviceMemory:
-        return _device_memory(self, layers, stage.unit.tensor, role, max_rows, encode_micro_batch, layout)
-
 
 @functools.lru_cache(maxsize=200_000)
 def _device_memory(
-    model: MemoryModel, layers: Layers, tensor: int, role: Role, max_rows: int, encode_micro_batch: int, layout: Layout
+    model: MemoryModel,
+    layers: Layers,
+    tensor: int,
+    role: Role,
+    max_rows: int,
+    encode_micro_batch: int,
+    longest_prompt: int,
+    layout: Layout,
 ) -> DeviceMemory:
     schedule = Schedule(
         policy="rra",
@@ -139,7 +153,7 @@ def _device_memory(
         micro_batch=1,
         encode_micro_batch=encode_micro_batch,
     )
-    buckets = make_buckets(schedule, model.cache_tokens, model.max_prompt_tokens)
+    buckets = make_buckets(schedule, model.cache_tokens, longest_prompt)
     return memory_table(model.spec, schedule, buckets, model.dtype, model.cache_dtype, layout)[0]
 
 
@@ -152,6 +166,7 @@ def candidate_bytes(
     encode_micro_batch: Ints,
     tokens: Floats,
     row_tokens: int,
+    token_budget: Ints | None = None,
 ) -> Floats:
     """float64 [stages, P]: bytes on each device under the conditions' layout of the cache.
 
@@ -159,10 +174,11 @@ def candidate_bytes(
       model: None: weights and cache by the units' own figures, nothing else.
       tokens: float64 [P]: cached tokens at their peak, for the paged layout.
       row_tokens: positions of a row, where neither model nor conditions say.
+      token_budget: int64 [P]: chunked only.
     """
     paged = conditions.cache_layout == "paged"
     if model is not None:
-        return model.stages_bytes(pipeline, role, max_rows, encode_micro_batch, tokens if paged else None)
+        return model.stages_bytes(pipeline, role, max_rows, encode_micro_batch, tokens if paged else None, token_budget)
     held = tokens if paged else max_rows.astype(np.float64) * (conditions.cache_tokens or row_tokens)
     return _plain_bytes(pipeline, held * (role != "encode"))
 

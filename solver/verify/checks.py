@@ -49,7 +49,9 @@ def check_stages(plan: Plan, spec: ModelSpec, cluster: Cluster) -> list[Check]:
         )
     used = [number for stage in plan.schedule.stages for number in stage.devices]
     known = all(0 <= number < len(devices) for number in used)
-    total = len(used) * plan.replicas
+    schedule = plan.schedule
+    pipelines = {"encode": schedule.encode_replicas, "decode": schedule.decode_replicas, "both": 1}
+    total = plan.replicas * sum(pipelines[stage.role] * len(stage.devices) for stage in schedule.stages)
     fits = known and len(set(used)) == len(used) and total <= len(devices)
     checks.append(Check("schedule.stages.devices", fits, f"{total} of {len(devices)} devices, {plan.replicas} copies"))
     if known:
@@ -80,13 +82,13 @@ def check_memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> list[Check]:
         right = claimed.stage == stage and claimed.device_kind == kind.name
         right &= claimed.capacity_bytes == kind.memory_bytes and 0 < claimed.usable_bytes <= kind.memory_bytes
         checks.append(Check(f"{where}.capacity_bytes", right, f"{kind.name} of {kind.memory_bytes} bytes"))
-        checks.append(_near(f"{where}.weights_bytes", claimed.weights_bytes, own.weights_bytes, _BYTES))
+        checks.append(near(f"{where}.weights_bytes", claimed.weights_bytes, own.weights_bytes, _BYTES))
         if plan.cache_layout == "slots":
-            checks.append(_near(f"{where}.cache_bytes", claimed.cache_bytes, own.cache_bytes, _BYTES))
+            checks.append(near(f"{where}.cache_bytes", claimed.cache_bytes, own.cache_bytes, _BYTES))
             total = own.total_bytes
         else:
             total = own.total_bytes - own.cache_bytes + claimed.cache_bytes
-        checks.append(_near(f"{where}.total_bytes", claimed.total_bytes, total, _BYTES))
+        checks.append(near(f"{where}.total_bytes", claimed.total_bytes, total, _BYTES))
         checks.append(Check(where, total <= claimed.usable_bytes, f"{total} of {claimed.usable_bytes} bytes usable"))
     return checks
 
@@ -137,9 +139,9 @@ def check_prediction(plan: Plan, spec: ModelSpec, setting: Setting, workload: Wo
     assert claimed is not None, "checked before"
     tolerance = SAMPLED if any(profile.padded for profile in setting.profiles.values()) else EXACT
     checks = [
-        _near("prediction.throughput_rps", claimed.throughput_rps, own.throughput_rps * plan.replicas, tolerance),
-        _near("prediction.latency_s", claimed.latency_s, own.latency_s, tolerance),
-        _near("prediction.encode_s", claimed.encode_s, own.encode_s, tolerance),
+        near("prediction.throughput_rps", claimed.throughput_rps, own.throughput_rps * plan.replicas, tolerance),
+        near("prediction.latency_s", claimed.latency_s, own.latency_s, tolerance),
+        near("prediction.encode_s", claimed.encode_s, own.encode_s, tolerance),
     ]
     for name, value in (
         ("ttft_s", own.ttft_s),
@@ -149,7 +151,7 @@ def check_prediction(plan: Plan, spec: ModelSpec, setting: Setting, workload: Wo
         ("decode_batch", own.decode_batch),
     ):
         if (stated := getattr(claimed, name)) is not None:
-            checks.append(_near(f"prediction.{name}", stated, value, tolerance))
+            checks.append(near(f"prediction.{name}", stated, value, tolerance))
     checks += _check_rows(plan, spec, workload)
     bounds = plan.bounds
     assert bounds is not None, "checked before"
@@ -178,7 +180,7 @@ def check_found(plan: Plan, found: dict[str, float], tolerance: float) -> list[C
     assert plan.prediction is not None, "checked before"
     claimed = {name: getattr(plan.prediction, name) for name in found}
     return [
-        _near(f"prediction.{name}", claimed[name], value, tolerance)
+        near(f"prediction.{name}", claimed[name], value, tolerance)
         for name, value in found.items()
         if claimed[name] is not None
     ]
@@ -209,6 +211,7 @@ def check_certificate(plan: Plan) -> list[Check]:
     return checks
 
 
-def _near(field: str, claimed: float, own: float, tolerance: float) -> Check:
+def near(field: str, claimed: float, own: float, tolerance: float) -> Check:
+    """Whether a claim is what was derived again."""
     holds = math.isclose(claimed, own, rel_tol=tolerance, abs_tol=1e-12)
     return Check(field, holds, f"{claimed:.6g}, derived again {own:.6g}")

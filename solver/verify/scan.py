@@ -86,7 +86,7 @@ class _Scanner:
         # Programs of padded shapes are timed at their own sizes; nobody knows what more rows would take.
         timed = [times.decode.first[-1] for p in setting.profiles.values() if p.padded for times in p.layers]
         self._most_rows = min(timed, default=math.inf)
-        self._delta = plan.margins.profile_delta if plan.margins is not None else 0.0
+        self._keep = plan.margins.keep if plan.margins is not None else 1.0
 
     @property
     def evaluated(self) -> int:
@@ -142,7 +142,7 @@ class _Scanner:
     def _keeps(self, found: Derived) -> bool:
         bounds = self._plan.bounds
         assert bounds is not None, "checked before"
-        slack = (1 + self._delta) * (1 + _SPARE)
+        slack = self._keep * (1 + _SPARE)
         return all(
             limit is None or value * slack <= limit
             for value, limit in (

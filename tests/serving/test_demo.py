@@ -81,8 +81,8 @@ def test_demo_plans_and_runs_the_plan_beside_its_baselines(
     assert plan.bounds is not None
     assert plan.bounds.latency_s == fields["bound_s"]
     assert plan.prediction is not None
-    assert fields["predicted_requests_per_s"] == pytest.approx(plan.prediction.throughput_rps, rel=1e-5)
-    assert fields["predicted_p99_s"] == pytest.approx(plan.prediction.latency_s, rel=1e-5)
+    assert fields["predicted_requests_per_s"] == pytest.approx(plan.prediction.expected.throughput_rps, rel=1e-5)
+    assert fields["predicted_p99_s"] == pytest.approx(plan.prediction.expected.latency_s, rel=1e-5)
     assert (fields["rra_encode_batch"], fields["rra_decode_iterations"]) == (
         plan.schedule.encode_batch,
         plan.schedule.decode_iterations,

@@ -80,8 +80,8 @@ def test_generate_runs_the_plan_and_tells_both_figures(
     assert status == 0, errors
     found = summary(errors)
     assert plan.prediction is not None
-    assert found["predicted_requests_per_s"] == pytest.approx(plan.prediction.throughput_rps, rel=1e-5)
-    assert found["predicted_latency_s"] == pytest.approx(plan.prediction.latency_s, rel=1e-5)
+    assert found["predicted_requests_per_s"] == pytest.approx(plan.prediction.expected.throughput_rps, rel=1e-5)
+    assert found["predicted_latency_s"] == pytest.approx(plan.prediction.expected.latency_s, rel=1e-5)
     for name in ("requests_per_s", "latency_s"):
         error = found[f"predicted_{name}"] / found[f"measured_{name}"] - 1
         assert found[f"{name}_error"] == pytest.approx(error, rel=1e-3, abs=1e-4)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from solver.facts.cluster_file import read_cluster
 from solver.facts.model_config import read_model_spec
 from solver.facts.profile_file import read_profile
@@ -79,3 +81,32 @@ def test_verify_catches_a_bound_below_what_can_be_reached(
     status, _, errors = run("verify", str(path), *inputs(toy), "--candidates=100")
     assert status == 1
     assert "certificate.best_bound_rps: does not hold: the best of" in errors
+
+
+# OPT-13B on 4 A40 under ExeGPT's middle bound.
+BASELINES = ("--model=opt-13b", "--cluster=paper-a40-48", "--devices=4", "--workload=paper-s", "--latency_bound_s=11.5")
+
+
+@pytest.mark.parametrize("policy", ["chunked", "disaggregated", "iteration", "static", "waa"])
+def test_verify_accepts_what_the_event_simulation_seconds(tmp_path: Path, run: Callable, policy: str) -> None:
+    """Memory is counted from the plan alone, figures are simulated; chunked has two stages here."""
+    path = tmp_path / "plan.json"
+    status, _, errors = run("plan", *BASELINES, f"--policies={policy}", f"--output={path}")
+    assert status == 0, errors
+    assert policy != "chunked" or len(from_json(path.read_text()).schedule.stages) > 1
+    status, out, errors = run("verify", str(path))
+    assert status == 0, errors
+    assert last_line(out, "VERIFY")["holds"] is True
+
+
+def test_verify_catches_pipelines_of_a_side_that_are_not_there(tmp_path: Path, run: Callable) -> None:
+    path = tmp_path / "plan.json"
+    status, _, errors = run("plan", *BASELINES, "--policies=disaggregated", f"--output={path}")
+    assert status == 0, errors
+    data = json.loads(path.read_text())
+    assert data["schedule"]["encode_replicas"] == 2
+    data["schedule"]["decode_replicas"] += 1
+    path.write_text(json.dumps(data))
+    status, _, errors = run("verify", str(path))
+    assert status == 1
+    assert "schedule.stages.devices: does not hold" in errors

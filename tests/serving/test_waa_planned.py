@@ -130,7 +130,7 @@ def test_the_runner_runs_it_with_the_tokens_of_one_device(
     assert status == 0, errors
     found = json.loads(errors.splitlines()[-1].removeprefix("GENERATE "))
     assert plan.prediction is not None
-    assert found["predicted_requests_per_s"] == pytest.approx(plan.prediction.throughput_rps, rel=1e-5)
+    assert found["predicted_requests_per_s"] == pytest.approx(plan.prediction.expected.throughput_rps, rel=1e-5)
     assert found["phases"] > 10
     encodes, decodes = ([span["args"] for span in spans(trace) if span["cat"] == kind] for kind in ("encode", "decode"))
     assert {rows for args in encodes for rows, _ in args["calls"]} <= set(plan.buckets.encode_rows)

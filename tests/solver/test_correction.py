@@ -56,9 +56,9 @@ def test_deferrals_count_phases_in_which_a_row_was_free() -> None:
 
 def test_planned_bands_hold_what_fluctuation_explains() -> None:
     # Variance 100 x 400: three deviations are 600 around 100 x 16.
-    assert planned_bands(100, 200, 240, 16.0, 400.0, 64) == Bands(1000, 2200, 160, 240)
+    assert planned_bands(100, 200, 240, 16.0, 400.0, 64) == Bands(1000, 2200, 160, 240, calm_rows=13)
     # A single long prompt is wider than any deviation: the band starts at 0 and holds it.
-    assert planned_bands(1, 4, 6, 10.0, 150.0, 200) == Bands(0, 200, 2, 6)
+    assert planned_bands(1, 4, 6, 10.0, 150.0, 200) == Bands(0, 200, 2, 6, calm_rows=1)
     assert unknown_bands(4, 10, 10, 50) == Bands(0, 400, 10, 10)
 
 
@@ -78,7 +78,7 @@ def test_bands_that_are_none_are_refused(values: tuple[int, ...], complaint: str
 def simulated(
     schedule: Schedule, inputs: np.ndarray, outputs: np.ndarray, arrival_s: np.ndarray | None = None
 ) -> Outcome:
-    pipeline = random_pipeline(np.random.default_rng(0), 1, 100)
+    pipeline = random_pipeline(np.random.default_rng(0), 1, 130)
     conditions = Conditions(compaction="iteration", delivery="iteration")
     return simulate(schedule, Machines(pipeline, pipeline, 30.0), Demand(inputs, outputs, arrival_s), conditions)
 

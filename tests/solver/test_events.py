@@ -270,7 +270,7 @@ def test_calls_are_the_runners(policy: str, seed: int) -> None:
     plan, runner, executor = ran(schedule, demand)
     profile = random_profile(rng, spec, padded=True)
     source = RecordingSource({"x": profile}, spec, small_cluster(), plan.buckets)
-    found = run(schedule, random_pipeline(rng, 1, rows + 1), demand, Conditions(), source=source)
+    found = run(plan.schedule, random_pipeline(rng, 1, rows + 1), demand, Conditions(), source=source)
     assert what_happened(found.timeline) == what_happened(runner.timeline)
     (costs,) = source.made
     calls = [[(call.rows_bucket, call.tokens_bucket) for call in command.encode] for command in executor.commands]
@@ -382,6 +382,31 @@ def test_devices_apart_reach_the_slower_sides_capacity(seed: int) -> None:
         assert found.throughput_rps == pytest.approx(encode_rps, rel=1e-2)
     else:
         assert found.busy_share[-1] > 0.97
+
+
+def test_pipelines_of_a_side_share_its_work() -> None:
+    """Twice the encode pipelines carry twice the requests; more decode pipelines hold fewer rows each."""
+    rng = np.random.default_rng(1)
+    workload = random_workload(rng)
+    encode, decode = random_pipeline(rng, 2, 60), random_pipeline(rng, 1, 60)
+    demand = saturated(workload, 4000)
+
+    def simulated(encode_replicas: int, decode_replicas: int) -> Outcome:
+        schedule = dataclasses.replace(
+            schedule_of("disaggregated", decode_batch=60, max_rows=60, micro_batch=60),
+            encode_replicas=encode_replicas,
+            decode_replicas=decode_replicas,
+        )
+        return simulate(schedule, Machines(encode, decode, 100.0), demand, EVERYWHERE)
+
+    encode_rps = 6 / float(encode.encode_s(np.array(6.0)).max())
+    one, two, many = simulated(1, 4), simulated(2, 4), simulated(8, 4)
+    assert one.throughput_rps == pytest.approx(encode_rps, rel=0.02)
+    assert two.throughput_rps == pytest.approx(2 * encode_rps, rel=0.02)
+    assert simulated(1, 8).residents_mean < one.residents_mean
+    alone = simulated(8, 1)
+    assert many.throughput_rps == pytest.approx(4 * alone.throughput_rps, rel=0.05) or many.busy_share[-1] < 0.9
+    assert len(one.last_token_s) <= 4000
 
 
 def test_rows_that_do_not_fit_wait_and_are_counted() -> None:

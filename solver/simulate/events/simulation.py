@@ -14,6 +14,7 @@ import math
 
 from solver.plan.schedule import Schedule
 from solver.plan.timeline import Timeline
+from solver.plan.under_way import works_apart
 from solver.simulate.costs import Pipeline
 from solver.simulate.events.apart import ApartLoop
 from solver.simulate.events.arrivals import Demand
@@ -25,8 +26,6 @@ from solver.simulate.events.outcome import Outcome, merged
 from solver.simulate.events.phases import PhaseLoop
 from solver.simulate.events.queue import Room
 from solver.simulate.points import Conditions
-
-APART = ("waa", "waa-c", "waa-m", "disaggregated")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,7 +96,7 @@ def simulate(
         if schedule.policy == "chunked":
             mixed = WorkloadMixedCosts(machines.decode, machines.mean_input, fused)
             loop = ChunkedLoop(schedule, mixed, share, room, timeline)
-        elif schedule.policy in APART:
+        elif works_apart(schedule):
             encode: Costs = WorkloadCosts(machines.encode)
             decode: Costs = WorkloadCosts(machines.decode)
             if source is not None:
