@@ -60,7 +60,12 @@ async def run_server(
     say(f"listening on {bound}")
     probes = None
     seeing = Seeing(options.seeing, frontend, stopping.set, say)
-    link = EngineLink(frontend.deliver, on_state)
+
+    def on_plan(plan: Plan) -> None:
+        seeing.see(link.ask, plan)
+        frontend.gate.follow()
+
+    link = EngineLink(frontend.deliver, on_state, on_plan)
     try:
         await seeing.open()
         if options.health_address is not None:

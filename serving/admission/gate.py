@@ -55,6 +55,13 @@ class Gate:
         self._backend, self._outlook = backend, Outlook(backend)
         self.limits = self._given.resolved(backend.plan, self._max_requests)
 
+    def follow(self) -> None:
+        """Another plan is in force; who was admitted stays so."""
+        backend, outlook = self._running()
+        outlook.pace.follow(backend.plan)
+        self.limits = self._given.resolved(backend.plan, self._max_requests)
+        self._hand_soon()
+
     @property
     def waiting(self) -> int:
         """Requests that wait here."""

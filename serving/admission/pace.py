@@ -43,12 +43,16 @@ class Pace:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.predicted_s = _period_s(plan.prediction, plan.schedule.decode_iterations)
-        self.period_s = RecentMean(self.predicted_s)
-        self.encode_s = RecentMean(None if plan.prediction is None else plan.prediction.encode_s)
+        self.follow(plan)
         self._generated = self._allowed = 0.0
         self._misses_s: collections.deque[float] = collections.deque(maxlen=_KEPT_MISSES)
         self._margin_s: float | None = None
+
+    def follow(self, plan: Plan) -> None:
+        """Its phases come now; what answers used of what they were allowed stays known."""
+        self.predicted_s = _period_s(plan.prediction, plan.schedule.decode_iterations)
+        self.period_s = RecentMean(self.predicted_s)
+        self.encode_s = RecentMean(None if plan.prediction is None else plan.prediction.encode_s)
 
     def phase_took(self, seconds: float) -> None:
         """One outage among the phases must not count as if all of them took so long."""

@@ -24,9 +24,10 @@ flags.DEFINE_float("top_p", None, "share of the probability to sample from", fla
 flags.DEFINE_integer("top_k", None, "how many of the best tokens to sample from", flag_values=FLAGS)
 flags.DEFINE_integer("seed", None, "the same seed gives the same answer", flag_values=FLAGS)
 flags.DEFINE_multi_string("stop", None, "text that ends the answer; may be given 4 times", flag_values=FLAGS)
+flags.DEFINE_integer("priority", None, "lower is earlier; 0 if absent", flag_values=FLAGS)
 flags.DEFINE_float("timeout_s", None, "the call's deadline", flag_values=FLAGS)
 
-_PARAMETERS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
+_PARAMETERS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "priority")
 
 
 def main(argv: list[str]) -> int:

@@ -46,7 +46,7 @@ async def _serve(out: IO[str], cores: Cores) -> None:
     states = health.Health([generation.SERVICE_NAME])
     server, address = make_server(ServerOptions("127.0.0.1:0"), frontend, states)
     await server.start()
-    link = EngineLink(frontend.deliver, states.set_serving, _say(out), sorted(cores.engine))
+    link = EngineLink(frontend.deliver, states.set_serving, on_line=_say(out), cores=sorted(cores.engine))
     try:
         while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
             order = parse_order(line)

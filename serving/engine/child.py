@@ -37,6 +37,7 @@ from serving.telemetry.run_view import RunView
 if TYPE_CHECKING:
     from serving.assemble import Service
     from serving.progress import Display
+    from solver.plan.plan import Plan
 
 _LOG = logging.getLogger(__name__)
 # The Runner must not wait long for the interpreter while the socket's threads have it.
@@ -61,6 +62,8 @@ class _Child:
         self._line = line
         self._out: queue.SimpleQueue[pb.FromEngine | list[Event]] = queue.SimpleQueue()
         self._runner: Runner | None = None
+        # The plan that the front end knows to be in force.
+        self._told: Plan | None = None
         self._view: RunView | None = None
         self._capture: Capture | None = None
         # What was built last, for the same again.
@@ -87,8 +90,7 @@ class _Child:
     def _take(self, message: pb.ToEngine) -> None:
         match message.WhichOneof("kind"):
             case "ping":
-                stats = "" if self._runner is None else json.dumps(dataclasses.asdict(self._runner.stats()))
-                self._out.put(pb.FromEngine(pong=pb.Pong(number=message.ping.number, stats=stats)))
+                self._answer(message.ping)
             case "work":
                 self._work(message.work)
             case "build":
@@ -97,6 +99,15 @@ class _Child:
                 self._aside(self._stop)
             case "ask":
                 self._aside(lambda: self._tell(message.ask))
+
+    def _answer(self, ping: pb.Ping) -> None:
+        runner, stats = self._runner, ""
+        if runner is not None:
+            stats = json.dumps(dataclasses.asdict(runner.stats()))
+            if (plan := runner.plan) is not self._told:
+                self._told = plan
+                self._out.put(pb.FromEngine(swapped=pb.Swapped(plan=plan.to_json())))
+        self._out.put(pb.FromEngine(pong=pb.Pong(number=ping.number, stats=stats)))
 
     def _aside(self, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -138,7 +149,7 @@ class _Child:
         with kept_to(cores):
             runner.start()
         self._view = RunView(runner, service.cache_bytes, self._capture)
-        self._runner = runner
+        self._told, self._runner = service.plan, runner
         self._out.put(pb.FromEngine(built=pb.Built(plan=service.plan.to_json())))
 
     def _again(self) -> Service:

@@ -61,6 +61,7 @@ class EngineLink:
     Args:
       on_events: gets each list of events.
       on_state: hears whether the engine works; False, True, False, .. in turn, beginning with True once it is built.
+      on_plan: gets each plan that takes the place of the one that was built.
       on_line: gets what the engine says while it builds; None leaves it to the process to print.
       cores: that the engine keeps to; all if empty.
       environment: for its processes.
@@ -74,6 +75,7 @@ class EngineLink:
         self,
         on_events: Callable[[list[Event]], None],
         on_state: Callable[[bool], None],
+        on_plan: Callable[[Plan], None] | None = None,
         on_line: Callable[[str], None] | None = None,
         cores: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
@@ -81,7 +83,8 @@ class EngineLink:
     ) -> None:
         self._stats = _NOTHING
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._on_events, self._on_state, self._on_line = on_events, on_state, on_line
+        self._on_events, self._on_state = on_events, on_state
+        self._on_plan, self._on_line = on_plan, on_line
         self._cores, self._environment, self._hung_s = tuple(cores), environment, hung_s
         self._ledger = Ledger()
         self._work = pb.Work()
@@ -201,12 +204,16 @@ class EngineLink:
         assert self._process is not None
         self._built = asyncio.get_running_loop().create_future()
         self._process.send(pb.ToEngine(build=build))
+        before = self._plan
         try:
             plan = self._plan = await self._built
         finally:
             self._built = None
         self._running = True
         self._deaths.built(time.monotonic())
+        if before is not None and before.digest != plan.digest:
+            # What followed the traffic went with the process that it ran in.
+            self._swap(plan)
         self._resume(plan)
         self._set_well(True)
         return plan
@@ -269,6 +276,13 @@ class EngineLink:
                     self._fail("its devices could not be reset after a failure")
             case "told":
                 self._answer(message.told)
+            case "swapped":
+                self._swap(from_json(message.swapped.plan))
+
+    def _swap(self, plan: Plan) -> None:
+        self._plan = plan
+        if self._on_plan is not None:
+            self._on_plan(plan)
 
     def _deliver(self, events: list[Event]) -> None:
         known = self._ledger.take(events)

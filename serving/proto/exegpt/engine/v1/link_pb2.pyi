@@ -21,7 +21,7 @@ class ToEngine(_message.Message):
     def __init__(self, build: _Optional[_Union[Build, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ...) -> None: ...
 
 class FromEngine(_message.Message):
-    __slots__ = ("said", "built", "events", "stopped", "pong", "failed", "told")
+    __slots__ = ("said", "built", "events", "stopped", "pong", "failed", "told", "swapped")
     SAID_FIELD_NUMBER: _ClassVar[int]
     BUILT_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class FromEngine(_message.Message):
     PONG_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     TOLD_FIELD_NUMBER: _ClassVar[int]
+    SWAPPED_FIELD_NUMBER: _ClassVar[int]
     said: Said
     built: Built
     events: Events
@@ -36,7 +37,8 @@ class FromEngine(_message.Message):
     pong: Pong
     failed: Failed
     told: Told
-    def __init__(self, said: _Optional[_Union[Said, _Mapping]] = ..., built: _Optional[_Union[Built, _Mapping]] = ..., events: _Optional[_Union[Events, _Mapping]] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., told: _Optional[_Union[Told, _Mapping]] = ...) -> None: ...
+    swapped: Swapped
+    def __init__(self, said: _Optional[_Union[Said, _Mapping]] = ..., built: _Optional[_Union[Built, _Mapping]] = ..., events: _Optional[_Union[Events, _Mapping]] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., told: _Optional[_Union[Told, _Mapping]] = ..., swapped: _Optional[_Union[Swapped, _Mapping]] = ...) -> None: ...
 
 class Build(_message.Message):
     __slots__ = ("flags", "cores", "tell")
@@ -49,6 +51,12 @@ class Build(_message.Message):
     def __init__(self, flags: _Optional[_Iterable[str]] = ..., cores: _Optional[_Iterable[int]] = ..., tell: _Optional[bool] = ...) -> None: ...
 
 class Built(_message.Message):
+    __slots__ = ("plan",)
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    plan: str
+    def __init__(self, plan: _Optional[str] = ...) -> None: ...
+
+class Swapped(_message.Message):
     __slots__ = ("plan",)
     PLAN_FIELD_NUMBER: _ClassVar[int]
     plan: str
