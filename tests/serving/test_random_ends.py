@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -17,14 +15,15 @@ import grpc
 import grpc.aio
 
 from serving.client import make_request
-from serving.proto.exegpt.v1 import admin_pb2, admin_pb2_grpc
+from serving.proto.exegpt.v1 import admin_pb2_grpc
 from serving.proto.exegpt.v1 import generation_pb2 as pb
 from serving.proto.exegpt.v1 import generation_pb2_grpc as pb_grpc
 from serving.proto.inference import inference_pb2 as triton
 from serving.proto.inference import inference_pb2_grpc as triton_grpc
 from tests.serving.cut_line import CutLine
+from tests.serving.left_behind import descriptors, left_behind, resident_bytes, settled
 from tests.serving.open_inference import ask
-from tests.serving.servers import ServerProcess, faults, server_process
+from tests.serving.servers import faults, server_process
 
 KEY, LIMIT, AT_ONCE = "a-key-0123456789", 48, 32
 METADATA = (("authorization", f"Bearer {KEY}"),)
@@ -149,36 +148,6 @@ async def random_ends(address: str, model: str, count: int, seed: int) -> Counte
     callers = [Caller(address, model, seed * AT_ONCE + number) for number in range(4)]
     await asyncio.gather(*(caller.ends(count // len(callers)) for caller in callers))
     return sum((caller.codes for caller in callers), Counter())
-
-
-def left_behind(admin: admin_pb2_grpc.AdminStub) -> dict[str, object]:
-    """Whatever a server holds for requests, as its operator sees it; all of it nothing when nobody asks."""
-    stats = admin.GetStats(admin_pb2.GetStatsRequest())
-    state = json.loads(admin.DumpState(admin_pb2.DumpStateRequest()).state)
-    runner = json.loads(stats.runner)
-    held = {name: runner[name] for name in ("running", "waiting", "live_bytes")}
-    return {**held, "admitted": stats.admitted, "live": state["live"], "tasks": sum(state["tasks"].values())}
-
-
-def settled(admin: admin_pb2_grpc.AdminStub, quiet: dict[str, object]) -> None:
-    """Waits until it is as quiet as that."""
-    end_s = time.monotonic() + 60
-    while (found := left_behind(admin)) != quiet:
-        assert time.monotonic() < end_s, f"left behind: {found}, not {quiet}"
-        time.sleep(0.1)
-
-
-def descriptors(server: ServerProcess) -> int:
-    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
-
-
-def resident_bytes(server: ServerProcess) -> int:
-    (line,) = (
-        line
-        for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
-        if line.startswith("VmRSS:")
-    )
-    return int(line.split()[1]) * 1024
 
 
 async def all_places_of_the_key(address: str) -> list[str]:
