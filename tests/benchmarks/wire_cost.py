@@ -50,8 +50,8 @@ class Server:
     address: str
     pids: tuple[int, ...]
 
-    def cpu_s(self) -> float:
-        return sum(_cpu_s(pid) for pid in self.pids)
+    def cpu_s(self) -> list[float]:
+        return [_cpu_s(pid) for pid in self.pids]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Run:
 
     Attributes:
       messages, tokens: in all.
-      server_share: of a core.
+      shares: of a core, by process of the server: the front end's, the engine's.
     """
 
     server: str
@@ -69,7 +69,7 @@ class Run:
     seconds: float
     messages: int
     tokens: int
-    server_share: float
+    shares: tuple[float, ...]
     client_share: float
 
     @property
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def per_core_second(self) -> float:
-        return self.per_second / self.server_share
+        return self.per_second / sum(self.shares)
 
 
 async def over_calls(channel: grpc.aio.Channel, until_s: float) -> tuple[int, int]:
@@ -148,8 +148,9 @@ def run_case(server: Server, per_phase: int, one_call: bool, seconds: float) -> 
     servers_s, client_s, began_s = server.cpu_s(), _cpu_s(os.getpid()), time.monotonic()
     messages, tokens = asyncio.run(load())
     took_s = time.monotonic() - began_s
-    shares = (server.cpu_s() - servers_s) / took_s, (_cpu_s(os.getpid()) - client_s) / took_s
-    return Run(server.name, per_phase, one_call, took_s, messages, tokens, *shares)
+    shares = tuple((after_s - before_s) / took_s for before_s, after_s in zip(servers_s, server.cpu_s(), strict=True))
+    client_share = (_cpu_s(os.getpid()) - client_s) / took_s
+    return Run(server.name, per_phase, one_call, took_s, messages, tokens, shares, client_share)
 
 
 def first_tokens_s(servers: list[Server], requests: int) -> dict[str, list[float]]:
@@ -232,14 +233,15 @@ def report(facts: dict[str, object], runs: list[Run], first_s: dict[int, dict[st
         "",
         ". ".join(f"{name}: {value}" for name, value in facts.items()),
         "",
-        "| over | tokens a phase | server | messages/s | tokens/s | server core | client core |",
+        "| over | tokens a phase | server | messages/s | tokens/s | server's core | client's core |",
         "|---|---|---|---|---|---|---|",
     ]
     for run in runs:
         over = "one call" if run.one_call else "calls"
         lines.append(
             f"| {over} | {run.per_phase} | {run.server} | {run.messages / run.seconds:.0f} | "
-            f"{run.tokens / run.seconds:.0f} | {run.server_share:.0%} | {run.client_share:.0%} |"
+            f"{run.tokens / run.seconds:.0f} | "
+            f"{' + '.join(f'{share:.0%}' for share in run.shares)} | {run.client_share:.0%} |"
         )
     lines += [
         "",
