@@ -41,6 +41,16 @@ def test_bands_give_way_in_order(live: int, prompt: int, deferrals: int, batch: 
     assert corrected_batch(PLANNED, live, [prompt] * most_encoded(PLANNED), deferrals) == batch
 
 
+def test_calm_rows_leave_the_batch_alone() -> None:
+    assert PLANNED.bands is not None
+    calm = dataclasses.replace(PLANNED, bands=dataclasses.replace(PLANNED.bands, encode_tokens_low=0, calm_rows=3))
+    batches = {live: corrected_batch(calm, live, [12] * most_encoded(calm)) for live in range(19, 31)}
+    # 24 rows and B_E = 8 make the planned 32.
+    assert batches == {19: 11, 20: 11, **dict.fromkeys(range(21, 28), 8), 28: 4, 29: 4, 30: 4}
+    # Rows do not pass their band for that.
+    assert corrected_batch(dataclasses.replace(calm, decode_batch=48), 42, [12] * 16) == 6
+
+
 def test_few_waiting_are_all_wanted_and_lengths_may_be_unknown() -> None:
     assert corrected_batch(PLANNED, 30, [12, 12]) >= 2
     assert corrected_batch(PLANNED, 28, ()) == 4
@@ -68,6 +78,7 @@ def test_planned_bands_hold_what_fluctuation_explains() -> None:
         ((5, 4, 1, 2), "bands.encode_tokens"),
         ((0, 4, 3, 2), "bands.decode_rows"),
         ((0, 4, 1, 2, -1), "bands.most_deferrals"),
+        ((0, 4, 1, 2, 4, -1), "bands.calm_rows"),
     ],
 )
 def test_bands_that_are_none_are_refused(values: tuple[int, ...], complaint: str) -> None:

@@ -20,6 +20,7 @@ from serving.client import AsyncClient, AsyncSession, Client, Reply, ServerError
 from serving.proto.exegpt.v1 import generation_pb2_grpc as pb_grpc
 from serving.server import ServerOptions
 from serving.telemetry.tally import Ended
+from solver.plan.prediction import Prediction
 from tests.serving.servers import RunningServer, fake_service, running_server
 
 ROWS, ENCODE_BATCH, ITERATIONS, STEP_S = 8, 4, 8, 0.004
@@ -66,6 +67,21 @@ def server(tiny_model: Path) -> Iterator[RunningServer]:
             isinstance(reply, Reply) for reply in asked(running.address, {f"warm{n}": 33 for n in range(16)}).values()
         )
         yield running
+
+
+def test_another_plan_in_force_sets_limits_and_pace(tiny_model: Path) -> None:
+    service = fake_service(tiny_model, **SHAPE)
+    with running_server(service, max_requests=1000) as running:
+        gate, runner = running.frontend.gate, running.runner
+        before = gate.limits
+        prediction = Prediction(throughput_rps=1.0, latency_s=9.0, encode_s=1.0, iteration_s=1.0, period_s=9.0)
+        fewer = runner.plan.cache_tokens - 8
+        buckets = dataclasses.replace(runner.plan.buckets, cache_tokens=(*runner.plan.buckets.cache_tokens[:-1], fewer))
+        runner.plan = dataclasses.replace(runner.plan, cache_tokens=fewer, buckets=buckets, prediction=prediction)
+        running.call(gate.follow)
+        assert gate.pace is not None
+        assert (gate.pace.predicted_s, gate.pace.period_s.value) == (9.0, 9.0)
+        assert gate.limits.tokens < before.tokens
 
 
 def test_predicted_beside_measured(server: RunningServer) -> None:
