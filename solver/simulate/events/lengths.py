@@ -90,7 +90,9 @@ class BucketCosts(WorkloadCosts):
         """Rows and attended positions of the decode program that runs."""
         rows = round_up(phase.held, self._buckets.decode_rows)
         whole = rows == self._buckets.decode_rows[-1]
-        return rows, attended_tokens(phase.reach, phase.dispatched, whole, self._buckets.cache_tokens)
+        # The runner lets nobody in whose prompt and answer may exceed a row.
+        reach = min(phase.reach, self._buckets.cache_tokens[-1])
+        return rows, attended_tokens(reach, phase.dispatched, whole, self._buckets.cache_tokens)
 
     def calls(self, inputs: Ints) -> list[tuple[int, int]]:
         """Compiled shapes of the calls; a prompt beyond the largest bucket goes alone, in chunks of that."""
