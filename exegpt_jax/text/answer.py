@@ -69,16 +69,13 @@ class Answer:
 
     def push(self, token_ids: Sequence[int], logprobs: Logprobs | None = None) -> Piece:
         """Adds tokens; those behind the one that completes a stop string are not part of the answer."""
-        if self._stops is None:
-            self._tokens += len(token_ids)
-            return Piece(self._text(token_ids), tuple(token_ids), self._logprobs(logprobs, len(token_ids)))
         shown: list[str] = []
         stop: str | None = None
         count = 0
         for token_id in token_ids:
             count += 1
             self._tokens += 1
-            text, stop = self._stops.push(self._text((token_id,)), barred=self._barred())
+            text, stop = self._push_one(token_id)
             shown.append(text)
             if stop is not None:
                 break
@@ -101,12 +98,12 @@ class Answer:
             return Piece(text, ending=Ending("stop", stop, self._tokens))
         return Piece(text + self._stops.flush(), ending=ending)
 
-    def _text(self, token_ids: Sequence[int]) -> str:
-        """Stop tokens have none, unless it was asked for."""
-        stop_ids = self._parameters.sampling.stop_ids
-        if stop_ids and not self._parameters.include_stop:
-            token_ids = [token_id for token_id in token_ids if token_id not in stop_ids]
-        return self._decoder.push(token_ids) if self._decoder is not None and token_ids else ""
+    def _push_one(self, token_id: int) -> tuple[str, str | None]:
+        hidden = token_id in self._parameters.sampling.stop_ids and not self._parameters.include_stop
+        if self._decoder is None or hidden:
+            return "", None
+        text = self._decoder.push(token_id)
+        return (text, None) if self._stops is None else self._stops.push(text, barred=self._barred())
 
     def _barred(self) -> bool:
         """Stop strings count from the first token behind `min_tokens`, as in vLLM."""

@@ -76,12 +76,11 @@ class DecodeStream:
         self._context: list[int] = []  # last tokens whose text is out: they decide spaces and joins
         self._held: list[int] = []  # tokens whose text is not out yet
 
-    def push(self, token_ids: Sequence[int]) -> str:
-        """Text that became whole with these tokens, often empty. Where the last one leaves a character incomplete, all
-        text is held back: it costs one call of the library whatever their number."""
-        self._held.extend(token_ids)
+    def push(self, token_id: int) -> str:
+        """Text that became whole with this token, often empty."""
+        self._held.append(token_id)
         try:
-            text = self._stream.step(self._tokenizer, list(token_ids))
+            text = self._stream.step(self._tokenizer, token_id)
         # The library raises bare Exception when bytes already decoded turn out to be part of something invalid.
         except Exception:
             return self._restart()

@@ -73,9 +73,9 @@ def planned_bands(
 
 
 def unknown_bands(encode_batch: int, decode_batch: int, max_rows: int, longest_prompt: int) -> Bands:
-    """Where nothing is known of the traffic: tokens of twice B_E of the longest prompts, and none at least."""
-    tokens = 2 * encode_batch * longest_prompt
-    return Bands(0, tokens, *_rows(decode_batch, max_rows), calm_rows=_calm(decode_batch, max_rows))
+    """Where nothing is known of the traffic: tokens of twice B_E of the longest prompts, and none at least. Rows that
+    are allocated are then no quantile of residents, so no stray is calm."""
+    return Bands(0, 2 * encode_batch * longest_prompt, *_rows(decode_batch, max_rows))
 
 
 def _calm(decode_batch: int, max_rows: int) -> int:

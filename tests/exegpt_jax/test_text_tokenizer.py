@@ -26,10 +26,9 @@ def tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer(directory)
 
 
-def streamed(tokenizer: Tokenizer, ids: list[int], *, skip: bool = True, at_once: int = 1) -> str:
+def streamed(tokenizer: Tokenizer, ids: list[int], *, skip: bool = True) -> str:
     stream = tokenizer.stream(skip_special_tokens=skip)
-    pushed = [stream.push(ids[at : at + at_once]) for at in range(0, len(ids), at_once)]
-    return "".join([*pushed, stream.flush()])
+    return "".join([stream.push(token) for token in ids] + [stream.flush()])
 
 
 def test_round_trip_with_special_tokens(tokenizer: Tokenizer) -> None:
@@ -40,16 +39,16 @@ def test_round_trip_with_special_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("a", special_tokens=False) == ids[:0] + tokenizer.encode("a")[1:]
 
 
-@given(text=st.text(max_size=80), at_once=st.integers(1, 9))
-def test_stream_gives_what_decoding_at_once_gives(tokenizer: Tokenizer, text: str, at_once: int) -> None:
+@given(text=st.text(max_size=80))
+def test_stream_gives_what_decoding_at_once_gives(tokenizer: Tokenizer, text: str) -> None:
     ids = list(tokenizer.encode(text, special_tokens=False))
-    assert streamed(tokenizer, ids, at_once=at_once) == tokenizer.decode(ids) == text
+    assert streamed(tokenizer, ids) == tokenizer.decode(ids) == text
 
 
-@given(ids=st.lists(st.integers(0, 319), max_size=12), skip=st.booleans(), at_once=st.integers(1, 5))
-def test_stream_of_any_tokens_is_whole(tokenizer: Tokenizer, ids: list[int], skip: bool, at_once: int) -> None:
+@given(ids=st.lists(st.integers(0, 319), max_size=12), skip=st.booleans())
+def test_stream_of_any_tokens_is_whole(tokenizer: Tokenizer, ids: list[int], skip: bool) -> None:
     """Also of bytes that form no character: the replacement characters come out where decoding at once puts them."""
-    assert streamed(tokenizer, ids, skip=skip, at_once=at_once) == tokenizer.decode(ids, skip_special_tokens=skip)
+    assert streamed(tokenizer, ids, skip=skip) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 def test_rubbish_is_not_held_for_ever(tokenizer: Tokenizer) -> None:
@@ -57,14 +56,14 @@ def test_rubbish_is_not_held_for_ever(tokenizer: Tokenizer) -> None:
         tokenizer.encode("\u00ff", special_tokens=False)[0]
     }
     stream = tokenizer.stream()
-    assert "".join(stream.push([broken]) for _ in range(100))
+    assert "".join(stream.push(broken) for _ in range(100))
 
 
 def test_nothing_incomplete_is_shown(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("\U0001f4a9", special_tokens=False)
     assert len(ids) > 1
     stream = tokenizer.stream()
-    assert [stream.push([token]) for token in ids] == [""] * (len(ids) - 1) + ["\U0001f4a9"]
+    assert [stream.push(token) for token in ids] == [""] * (len(ids) - 1) + ["\U0001f4a9"]
 
 
 def test_lone_surrogate_is_refused_in_one_line(tokenizer: Tokenizer) -> None:
