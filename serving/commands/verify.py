@@ -47,8 +47,6 @@ flags.DEFINE_integer(
 
 # Second opinions of the event simulation, whose draws differ from the expectation.
 _EVENTS_TOLERANCE = 0.05
-# What of encoding a shared call need not pay again is read off the tables in two ways.
-_CHUNKED_TOLERANCE = 0.08
 _ROUNDS, _FEWEST = 50, 4000
 _SLOWER = 20
 
@@ -175,8 +173,7 @@ def _second_opinion(plan: Plan, facts: Facts) -> list[Check]:
     if not works_apart(plan.schedule) or math.isnan(latency_s):
         latency_s = outcome.latency_s(conditions)
     figures = {"throughput_rps": outcome.throughput_rps, "latency_s": latency_s}
-    chunked = plan.schedule.policy == "chunked"
-    return checks.check_found(plan, figures, _CHUNKED_TOLERANCE if chunked else _EVENTS_TOLERANCE)
+    return checks.check_found(plan, figures, _EVENTS_TOLERANCE)
 
 
 def _print(found: list[Check]) -> None:

@@ -6,6 +6,7 @@ The two share a token budget, so how many rows decode follows from the lengths (
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,15 +188,29 @@ def _prompts_s(pipeline: Pipeline, lengths: Lengths, prompts: Floats, fused: boo
     The fixed part is read off where the profile is: batches of so few prompts that their like of equal lengths has less
     than one row are tabulated as that one long row, which is no line to find an intercept with.
     """
-    encode = pipeline.encode_s(prompts)
     if not fused:
+        return pipeline.encode_s(prompts)
+    return beside_rows_s(pipeline, prompts, whole_prompts(lengths.mean_input, lengths.mean_input2))
+
+
+def whole_prompts(mean_input: float, mean_input2: float) -> int:
+    """Prompts of a workload whose like of equal lengths, tokens^2 / sum of squares, has a row at least."""
+    return math.ceil(mean_input2 / max(mean_input, 1e-300) ** 2)
+
+
+def beside_rows_s(pipeline: Pipeline, prompts: Floats, whole: int) -> Floats:
+    """float64 [stages, P]: what prompts add to a pass that rows pay for: their encoding less its fixed part.
+
+    Args:
+      prompts: float64 [P].
+      whole: of `whole_prompts`; fewer cost their share of as many.
+    """
+    encode = pipeline.encode_s(prompts)
+    if 2 * whole > pipeline.most_rows:
         return encode
-    count = float(np.ceil(lengths.mean_input2 / max(lengths.mean_input, 1e-300) ** 2))
-    if 2 * count > pipeline.most_rows:
-        return encode
-    one, two = (pipeline.encode_s(np.array([size])) for size in (count, 2 * count))
+    one, two = (pipeline.encode_s(np.array([float(size)])) for size in (whole, 2 * whole))
     fixed = np.maximum(2 * one - two, 0.0)
-    return np.where(prompts < count, prompts / count * (one - fixed), np.maximum(encode - fixed, 0.0))
+    return np.where(prompts < whole, prompts / whole * (one - fixed), np.maximum(encode - fixed, 0.0))
 
 
 def _rows_s(pipeline: Pipeline, lengths: Lengths, rows: Floats, most: Ints, padding: Padding | None) -> Floats:

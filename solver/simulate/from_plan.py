@@ -16,6 +16,7 @@ from solver.facts.profile import Profile
 from solver.facts.workload import Workload
 from solver.plan.plan import Plan
 from solver.plan.schedule import StageSpec
+from solver.simulate.chunked import whole_prompts
 from solver.simulate.costs import Pipeline, PlacedStage, UnitCosts
 from solver.simulate.events.simulation import Machines
 from solver.simulate.lengths import Lengths, lengths_of
@@ -43,7 +44,8 @@ def machines_of(
     decode = [stage for stage in stages if stage.role != "encode"]
     if encode == decode:
         pipeline = builder.pipeline(encode)
-        return Machines(pipeline, pipeline, lengths.mean_input)
+        whole = whole_prompts(lengths.mean_input, lengths.mean_input2)
+        return Machines(pipeline, pipeline, lengths.mean_input, whole_prompts=whole)
     found = Machines(builder.pipeline(encode), builder.pipeline(decode), lengths.mean_input)
     busiest = max(stage.layers * stage.unit.cache_token_bytes for stage in found.encode.stages)
     link = cluster.link(builder.level(_devices(encode), _devices(decode)))

@@ -22,7 +22,7 @@ import numpy as np
 from solver.facts.cluster import Link
 from solver.facts.workload import Workload
 from solver.plan.schedule import Schedule, StageSpec
-from solver.simulate.chunked import evaluate_chunked
+from solver.simulate.chunked import evaluate_chunked, whole_prompts
 from solver.simulate.continuous import evaluate_iteration
 from solver.simulate.costs import Pipeline
 from solver.simulate.events.arrivals import saturated
@@ -121,7 +121,8 @@ def run_rra(case: Case, phases: int, lengths: Lengths, pipeline: Pipeline, condi
     filling = -(-lengths.most_decode // case.decode_iterations)
     requests = case.encode_batch * (2 * filling + 2 + phases)
     demand = saturated(lengths.workload, requests, seed=case.seed)
-    machines = Machines(pipeline, pipeline, lengths.mean_input)
+    whole = whole_prompts(lengths.mean_input, lengths.mean_input2)
+    machines = Machines(pipeline, pipeline, lengths.mean_input, whole_prompts=whole)
     return simulate(schedule, machines, demand, conditions, corrected=False)
 
 

@@ -24,7 +24,8 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from typing import cast
 
 import grpc
 import numpy as np
@@ -143,7 +144,9 @@ class Arrivals:
     async def _some(self, stream: Callable[..., AsyncIterator[Chunk]], prompt: list[int], tokens: int) -> None:
         came: list[int] = []
         enough = self._rng.randint(0, 4)
-        async with contextlib.aclosing(stream(prompt, max_tokens=tokens, ignore_eos=True)) as chunks:  # type: ignore[type-var]
+        async with contextlib.aclosing(
+            cast(AsyncGenerator[Chunk], stream(prompt, max_tokens=tokens, ignore_eos=True))
+        ) as chunks:
             async for chunk in chunks:
                 came += chunk.token_ids
                 if (enough := enough - 1) <= 0:

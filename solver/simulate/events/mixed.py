@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from solver.facts.workload import Floats
+from solver.simulate.chunked import beside_rows_s
 from solver.simulate.costs import Pipeline
 from solver.simulate.events.costs import decode_parts
 from solver.simulate.events.lookup import DecodeLookup
@@ -54,11 +55,13 @@ class WorkloadMixedCosts:
       mean_input: E[I] of their workload.
       fused: prompts and rows share one pass over the weights: beside rows, the fixed part of encoding (the intercept of
         its time by rows) is not paid. False: two calls.
+      whole_prompts: of `solver.simulate.chunked.whole_prompts`.
     """
 
     pipeline: Pipeline
     mean_input: float
     fused: bool = True
+    whole_prompts: int = 1
 
     @property
     def stages(self) -> int:
@@ -76,17 +79,11 @@ class WorkloadMixedCosts:
             total = total + self.pipeline.phase_s
         if chunks:
             prompts = sum(size for size, _ in chunks) / self.mean_input / parts
-            total = total + self.pipeline.encode_s(np.array(prompts))
             if rows and self.fused:
-                total = total - min(prompts, 1.0) * self._fixed_s
+                return total + beside_rows_s(self.pipeline, np.array([prompts]), self.whole_prompts)[:, 0]
+            total = total + self.pipeline.encode_s(np.array(prompts))
         return total
 
     @functools.cached_property
     def _lookup(self) -> DecodeLookup:
         return DecodeLookup(self.pipeline)
-
-    @functools.cached_property
-    def _fixed_s(self) -> Floats:
-        """float64 [stages]: where the straight line through one and two prompts meets none."""
-        table = self.pipeline.encode_rows_s
-        return np.maximum(2 * table[:, 1] - table[:, min(2, self.pipeline.most_rows)], 0.0)

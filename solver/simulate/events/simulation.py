@@ -36,6 +36,7 @@ class Machines:
       encode: pipeline of the encode phases.
       decode: of the decode phases; the same object where stages do both.
       mean_input: E[I] of the workload that the pipelines' costs were tabulated for: what "one prompt" costs.
+      whole_prompts: of that workload, as `solver.simulate.chunked.whole_prompts` counts them.
       hand_over_s: seconds that the cache of one prompt of the workload takes from encode to decode devices.
     """
 
@@ -43,6 +44,7 @@ class Machines:
     decode: Pipeline
     mean_input: float
     hand_over_s: float = 0.0
+    whole_prompts: int = 1
 
 
 def simulate(
@@ -94,7 +96,7 @@ def simulate(
         share, timeline = demand.share(replica, replicas), Timeline(timeline_capacity)
         loop: PhaseLoop | ChunkedLoop | ApartLoop
         if schedule.policy == "chunked":
-            mixed = WorkloadMixedCosts(machines.decode, machines.mean_input, fused)
+            mixed = WorkloadMixedCosts(machines.decode, machines.mean_input, fused, machines.whole_prompts)
             loop = ChunkedLoop(schedule, mixed, share, room, timeline)
         elif works_apart(schedule):
             encode: Costs = WorkloadCosts(machines.encode)
