@@ -4,16 +4,19 @@
 
 The paper's five tasks, lengths scaled to what the model holds and hidden from the runner, four latency bounds each as
 the paper sets them: the 10th, 30th and 70th percentile of static batching's latencies over its batches in steps of 4,
-and none. Under every bound the planner tunes RRA and each baseline on one profile of this machine; chosen plan and best
-baseline then run in pairs on one engine at saturation, the other baselines once. Measured is the steady part of a run:
-from the phase by which a fifth of the requests has begun to the last one that admits. Simulated is the event simulation
-of the same requests. Each scenario is written when it is done; a run begun again goes on behind the last one.
+and none. Under every bound the planner tunes RRA and each baseline on one profile of this machine, measured anew for
+every task; chosen plan and best baseline then run in pairs on one engine at saturation, the other baselines once. A
+fixed piece of work, timed beside the profile and around each scenario, tells whether the machine changed speed.
+Measured is the steady part of a run: from the phase by which a fifth of the requests has begun to the last one that
+admits. Simulated is the event simulation of the same requests. Each scenario is written when it is done; a run begun
+again goes on behind the last one.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -53,6 +56,7 @@ from tests.benchmarks.provenance import provenance
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent)]
 
+from duel import control_s  # noqa: E402
 from predicted_measured import TASKS, Figures, draw, profiled, run  # noqa: E402
 
 PAPER_TASKS = ("paper-s", "paper-t", "paper-g", "paper-c1", "paper-c2")
@@ -69,6 +73,7 @@ class Bench:
 
     Attributes:
       most_tokens: of prompt and answer, which lengths are scaled to.
+      control_s: of the fixed work when the profile was measured.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Bench:
     stage: Stage
     profile: Profile
     most_tokens: int
+    control_s: float
 
 
 def scaled(workload: Workload, most_tokens: int) -> Workload:
@@ -154,6 +160,7 @@ def scenario(bench: Bench, task: str, label: str, seed: int) -> dict[str, object
     lengths = [draw(workload, count, seed + turn) for turn in range(PAIRS[bench.name])]
     expected = {policy: [simulated(bench, plan, workload, *each) for each in lengths] for policy, plan in plans.items()}
     rivals: list[Policy] = [policy for policy in plans if policy != "rra"]
+    speed = [bench.control_s / _control_s()]
     best = max(rivals, key=lambda policy: _median(expected[policy]).throughput_rps, default=None)
     runs: dict[Policy, list[Figures]] = {policy: [] for policy in plans}
     executors = {policy: executor_of(bench, plan) for policy, plan in plans.items()}
@@ -168,15 +175,21 @@ def scenario(bench: Bench, task: str, label: str, seed: int) -> dict[str, object
         order: list[Policy] = ["rra", *([best] if best else [])]
         for one in order if turn % 2 == 0 else order[::-1]:
             measure(one, *each)
+    speed.append(bench.control_s / _control_s())
     batch = plans["static"].schedule.encode_batch if "static" in plans else None
     return {
         **row,
         "best_baseline": best,
+        "speed_of_profile": speed,
         "ceiling_over_static": None if batch is None else _ceiling(workload, batch),
         "policies": {policy: _policy_row(plans[policy], runs[policy], expected[policy]) for policy in plans},
         **_gain(runs, expected, best),
         "kept": None if bound_s is None else _median(runs["rra"]).p99_s <= bound_s,
     }
+
+
+def _control_s() -> float:
+    return statistics.median(control_s() for _ in range(5))
 
 
 def _ceiling(workload: Workload, batch: int) -> float:
@@ -226,8 +239,7 @@ def main() -> None:
     parser.add_argument("--models", default="numbers", help=f"of {', '.join(MODEL_BOUNDS)}")
     parser.add_argument("--tasks", default=",".join(PAPER_TASKS))
     parser.add_argument("--minutes", type=float, default=60.0, help="no scenario begins after so many")
-    parser.add_argument("--profiles", default="", help="directory that keeps the profiles; a temporary one if absent")
-    parser.add_argument("--time_budget_s", type=float, default=300.0, help="for each profile")
+    parser.add_argument("--time_budget_s", type=float, default=120.0, help="for each profile")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     began_s = time.monotonic()
@@ -236,35 +248,34 @@ def main() -> None:
     rows: list[dict] = json.loads(output.with_suffix(".json").read_text())["rows"] if _lies(output) else []
     done = {(row["model"], row["task"], row["bound"]) for row in rows}
     command = f"python -m tests.benchmarks.gains --models={flags.models} --tasks={flags.tasks}"
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(flags.profiles or temporary)
-        for name in flags.models.split(","):
-            bench: Bench | None = None
-            for task in flags.tasks.split(","):
-                for label in MODEL_BOUNDS[name]:
-                    if (name, task, label) in done or time.monotonic() - began_s > 60 * flags.minutes:
-                        continue
-                    bench = bench or _bench(name, folder, flags.time_budget_s)
-                    rows.append(scenario(bench, task, label, flags.seed))
-                    results = {**provenance(command, flags.seed), "rows": rows}
-                    output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-                    output.with_suffix(".md").write_text(report(results))
-                    print(line_of(rows[-1]), flush=True)
+    for name, task in itertools.product(flags.models.split(","), flags.tasks.split(",")):
+        bench: Bench | None = None
+        for label in MODEL_BOUNDS[name]:
+            if (name, task, label) in done or time.monotonic() - began_s > 60 * flags.minutes:
+                continue
+            bench = bench or _bench(name, flags.time_budget_s)
+            rows.append(scenario(bench, task, label, flags.seed))
+            results = {**provenance(command, flags.seed), "rows": rows}
+            output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+            output.with_suffix(".md").write_text(report(results))
+            print(line_of(rows[-1]), flush=True)
 
 
 def _lies(output: pathlib.Path) -> bool:
     return output.with_suffix(".json").exists()
 
 
-def _bench(name: str, folder: pathlib.Path, budget_s: float) -> Bench:
-    """Loads the model; a profile that lies in the folder is taken, since a sitting goes on where one ended."""
+def _bench(name: str, budget_s: float) -> Bench:
+    """Loads the model and profiles it as fast as the machine is now."""
     task = TASKS[name]
-    folder.mkdir(parents=True, exist_ok=True)
     spec = read_model_spec(task.directory())
-    profile = profiled(task, folder, budget_s, reuse=True)
+    before_s = _control_s()
+    with tempfile.TemporaryDirectory() as folder:
+        profile = profiled(task, pathlib.Path(folder), budget_s, reuse=False)
+    now_s = statistics.mean((before_s, _control_s()))
     stage = load_stage(task.directory(), spec, StageSpec("both", (0, spec.num_layers), (0,), 1), profile.dtype)
     most = task.inputs[3] + task.outputs[3]
-    return Bench(name, spec, stage, profile, most)
+    return Bench(name, spec, stage, profile, most, now_s)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def report(results: dict[str, object]) -> str:
         f"simulated gain; goal {GOAL:.0%}. Ceiling: E[longest of B] / E[S] at the static plan's batch.",
         "",
         "| model, task | bound s | RRA | static | iteration | chunked | gain over the best | simulated | share "
-        "| over static | ceiling | p99 s | kept |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| over static | ceiling | p99 s | kept | machine, of its speed when profiled |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [line_of(row) for row in rows]
     shares = [row["share"] for row in rows if row.get("share") is not None]
@@ -48,7 +48,7 @@ def line_of(row: dict) -> str:
     name = f"{row['model']}, {row['task']}"
     bound = "none" if row["bound_s"] is None else f"{row['bound_s']:.3g} ({row['bound']})"
     if "refused" in row:
-        return f"| {name} | {bound} | {row['refused']} |" + " - |" * 10
+        return f"| {name} | {bound} | {row['refused']} |" + " - |" * 11
     cells = []
     for policy in ("rra", *BASELINES):
         one = row["policies"].get(policy)
@@ -66,5 +66,5 @@ def line_of(row: dict) -> str:
     best = f" ({row['best_baseline']})" if row["best_baseline"] else ""
     return (
         f"| {name} | {bound} | {' | '.join(cells)} | {gains[0]}{best} | {gains[1]} | {share} | {over} | {ceiling} "
-        f"| {own['p99_s']:.3g} | {kept} |"
+        f"| {own['p99_s']:.3g} | {kept} | {', '.join(f'{speed:.0%}' for speed in row['speed_of_profile'])} |"
     )
