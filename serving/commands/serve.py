@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +108,7 @@ def main(argv: list[str]) -> int:
 
     def tell(stopped: Stopped) -> None:
         for line in stopped.lines:
-            print(line, file=sys.stderr, flush=True)
+            _LOG.info("%s", line)
         say(f"SERVE {json.dumps(stopped.figures)}")
 
     return asyncio.run(run_server(options, directory, shared.given_flags(FLAGS), say=say, on_stopped=tell))

@@ -9,6 +9,7 @@ have a thread of their own.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 import json
@@ -42,15 +43,18 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 # The Runner must not wait long for the interpreter while the socket's threads have it.
 _SWITCH_S = 0.0005
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     # Ctrl-C in a terminal reaches every process in it; when to end is the front end's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
     sys.setswitchinterval(_SWITCH_S)
     # Standard output is the front end's.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     _Child(socket.socket(fileno=int(sys.argv[1]))).run()
+    logging.shutdown()
     # Threads may be in the middle of a program or a compilation, which nobody waits for any more.
     os._exit(0)
 
@@ -213,6 +217,12 @@ class _Child:
         except ValueError as error:
             told.error = str(error)
         self._out.put(pb.FromEngine(told=told))
+
+
+def _die_with_parent() -> None:
+    """A process that is stopped does not see its socket close; Linux can end it all the same."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _rehearse(service: Service, display: Display) -> None:

@@ -1,14 +1,20 @@
 """Logs for people or for machines (--log_format), and one line a request where that is asked for.
 
 A record's `request_id`, and what else is given as `extra`, is a field of its own in JSON and stands behind the message
-in text. Prompts and answers are in no record.
+in text. Prompts and answers are in no record. Who logs never waits for whoever reads the log: a thread writes, and what
+a reader that stands still leaves no room for is counted in place of being kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import logging.handlers
+import os
+import queue
 import sys
+import threading
 import time
 
 from serving.telemetry.tally import Ended
@@ -16,6 +22,8 @@ from serving.telemetry.tally import Ended
 REQUESTS = logging.getLogger("serving.requests")
 # What every record has; the rest came as `extra`.
 _USUAL = frozenset({*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"})
+_KEPT_RECORDS = 10_000
+_LAST_WORDS_S = 2.0
 
 
 def configure(form: str, *, requests: bool) -> None:
@@ -25,14 +33,62 @@ def configure(form: str, *, requests: bool) -> None:
       form: text or json.
       requests: each request gets a line when it has ended.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler = Aside(sys.stderr.fileno(), JsonLines() if form == "json" else TextLines())
     logging.basicConfig(handlers=[handler], force=True)
     REQUESTS.setLevel(logging.INFO if requests else logging.WARNING)
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in record.__dict__.items() if name not in _USUAL}
+
+
+class Aside(logging.handlers.QueueHandler):
+    """Leaves writing to a thread of its own, which shares no lock with anybody: the process ends without it, too.
+
+    Args:
+      descriptor: written to.
+      formatter: of records.
+      kept_records: that wait to be written; what comes then is dropped, and told of when there is room again.
+    """
+
+    def __init__(self, descriptor: int, formatter: logging.Formatter, kept_records: int = _KEPT_RECORDS) -> None:
+        self._waiting: queue.Queue[logging.LogRecord] = queue.Queue(kept_records)
+        super().__init__(self._waiting)
+        self.setFormatter(formatter)
+        self._descriptor, self._dropped = descriptor, 0
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Whole: nobody but the thread sees it."""
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self._waiting.put_nowait(record)
+        except queue.Full:
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Waits for what was logged, but not for a reader that stands still."""
+        done = self._waiting.all_tasks_done
+        with done:
+            done.wait_for(lambda: not self._waiting.unfinished_tasks, _LAST_WORDS_S)
+
+    def _write_all(self) -> None:
+        while True:
+            self._write(self._waiting.get())
+            if self._dropped and self._waiting.empty():
+                dropped, self._dropped = self._dropped, 0
+                line = f"{dropped} records were dropped, for nobody read the log"
+                self._write(logging.LogRecord(__name__, logging.WARNING, __file__, 0, line, None, None))
+            self._waiting.task_done()
+
+    def _write(self, record: logging.LogRecord) -> None:
+        text = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        # Whoever read the log may have gone: there is nobody to tell.
+        with contextlib.suppress(OSError):
+            while text:
+                text = text[os.write(self._descriptor, text) :]
 
 
 class TextLines(logging.Formatter):

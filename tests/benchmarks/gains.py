@@ -31,6 +31,7 @@ import numpy as np
 from exegpt_jax.engine.compiling import keep_on_disk
 from exegpt_jax.engine.engine import Engine
 from exegpt_jax.engine.executor import LocalExecutor
+from exegpt_jax.engine.rehearsal import rehearse
 from exegpt_jax.runner.events import Finished
 from exegpt_jax.sharding.stage import Stage
 from exegpt_jax.weights.loading import load_stage
@@ -105,10 +106,12 @@ def request_of(bench: Bench, workload: Workload, policy: Policy, bound_s: float 
 
 
 def executor_of(bench: Bench, plan: Plan) -> LocalExecutor:
-    """The plan's programs, compiled."""
+    """The plan's programs, compiled, each run once."""
     engine = Engine(bench.stage, plan)
     engine.warm_up()
-    return LocalExecutor(engine)
+    executor = LocalExecutor(engine)
+    rehearse(executor, plan)
+    return executor
 
 
 def steady(found: Sequence[Finished]) -> Figures:

@@ -116,7 +116,7 @@ def test_an_engine_that_dies_while_the_server_warms_up_is_one_line(tiny_model: P
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("way", ["warming up", "serving", "its engine is built again"])
+@pytest.mark.parametrize("way", ["warming up", "serving", "its engine is built again", "its engine is silent"])
 def test_a_front_end_that_is_killed_leaves_no_engine(tiny_model: Path, way: str) -> None:
     with server_process(tiny_model, *FLAGS, wait_ready=way != "warming up") as server, contextlib.ExitStack() as stack:
         if way != "warming up":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from serving.client import Client
-from serving.telemetry.logs import JsonLines, TextLines
+from serving.telemetry.logs import Aside, JsonLines, TextLines
 from tests.serving.servers import server_process
 
 PROMPT = "words that belong in no log"
@@ -84,3 +85,33 @@ def test_where_a_stop_string_ends_an_answer_its_times_are_known_all_the_same(tin
     (line,) = [json.loads(line) for line in errors.splitlines() if '"cut"' in line]
     assert (line["outcome"], line["completion_tokens"]) == ("stop", len(reply.token_ids))
     assert 0 <= line["queue_s"] <= line["first_token_s"] <= line["duration_s"]
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody(tiny_model: Path) -> None:
+    with server_process(tiny_model, "--engine=fake", "--log_requests") as server:
+        with Client(server.address, retries=False) as client:
+            # Three times what a pipe holds.
+            for number in range(1000):
+                name = f"{number:d}".rjust(100, "r")
+                client.generate([5], request_id=name, max_tokens=1, ignore_eos=True, timeout_s=30)
+        server.terminate()
+        # The process ends before anybody reads.
+        assert server.process.wait(30) == 0
+        lines = server.finish()[2].splitlines()
+    assert "request_id=" + "0".rjust(100, "r") in "\n".join(lines)
+
+
+def test_what_a_full_log_has_no_room_for_is_counted() -> None:
+    read, write = os.pipe()
+    handler = Aside(write, TextLines(), kept_records=10)
+    for number in range(3000):
+        handler.handle(record(number=f"{number:0100d}"))
+    handler.flush()
+    with os.fdopen(read) as lines:
+        found = [next(lines)]
+        while "dropped" not in found[-1]:
+            found.append(next(lines))
+    kept = [line for line in found if "number=" in line]
+    assert found[-1].split("logs: ")[1].split()[0] == str(3000 - len(kept))
+    assert f"{0:0100d}" in kept[0]
+    os.close(write)
