@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import itertools
 import json
 import math
@@ -163,6 +164,9 @@ def scenario(bench: Bench, task: str, label: str, seed: int) -> dict[str, object
     lengths = [draw(workload, count, seed + turn) for turn in range(PAIRS[bench.name])]
     expected = {policy: [simulated(bench, plan, workload, *each) for each in lengths] for policy, plan in plans.items()}
     rivals: list[Policy] = [policy for policy in plans if policy != "rra"]
+    # As the engine process does: long-lived objects leave the collector's sight.
+    gc.collect()
+    gc.freeze()
     speed = [bench.control_s / _control_s()]
     best = max(rivals, key=lambda policy: _median(expected[policy]).throughput_rps, default=None)
     runs: dict[Policy, list[Figures]] = {policy: [] for policy in plans}

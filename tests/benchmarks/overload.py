@@ -1,8 +1,10 @@
 """What a server does at several times its capacity: goodput, refusals, health, memory.
 
     python -m tests.benchmarks.overload --output=tests/benchmarks/results/overload
+    python -m tests.benchmarks.overload --engine=jax --output=tests/benchmarks/results/overload_real
 
-`exegpt serve` as a process over the fake engine, whose phases take the time that --step_s says. First the peak: what a
+`exegpt serve` as a process over the fake engine, whose phases take the time that --step_s says, or over the real one
+with the embedded model, whose phases take the time they take while the load itself uses the same machine. First the peak: what a
 closed loop that keeps rows and a phase's queue full has answered within the bound. Then Poisson arrivals at `--times`
 that rate, every request with the bound as its deadline; the generator is that of `exegpt load`. Health is checked on a
 connection of its own meanwhile. Goals: goodput at least 95% of the peak, refusals p99 within 20 ms, health
@@ -42,6 +44,7 @@ ROWS, ENCODE_BATCH, ITERATIONS, TOKENS = 8, 4, 8, 33
 GOALS = {"goodput": 0.95, "refusal_p99_s": 0.02, "health_p99_s": 0.1, "late": 0.01}
 _AT_ONCE = ("UNAVAILABLE: ", "DEADLINE_EXCEEDED: the deadline cannot be met")
 _HEALTH_EVERY_S = 0.05
+NUMBERS = pathlib.Path(__file__).resolve().parents[2] / "configs" / "demo" / "numbers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,18 +182,19 @@ def verdicts(peak: Found, over: Found) -> dict[str, tuple[float, bool]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", help="stem of the JSON and Markdown files")
+    parser.add_argument("--engine", choices=("fake", "jax"), default="fake")
     parser.add_argument("--seconds", type=float, default=60.0, help="of overload")
     parser.add_argument("--peak_seconds", type=float, default=20.0)
     parser.add_argument("--times", type=float, default=5.0, help="of the peak, offered")
-    parser.add_argument("--step_s", type=float, default=0.005, help="of one decode iteration of the fake engine")
+    parser.add_argument("--step_s", type=float, default=0.005, help="of one decode iteration, where the engine is fake")
     parser.add_argument("--bound_s", type=float, default=2.0, help="latency bound, and deadline of every request")
     arguments = parser.parse_args()
     flags = (
         *(f"--max_rows={ROWS}", f"--encode_batch={ENCODE_BATCH}", f"--decode_iterations={ITERATIONS}"),
-        *("--engine=fake", f"--fake_step_s={arguments.step_s}"),
+        *(("--engine=fake", f"--fake_step_s={arguments.step_s}") if arguments.engine == "fake" else ()),
     )
     with tempfile.TemporaryDirectory() as folder:
-        model = write_tiny_model(pathlib.Path(folder))
+        model = write_tiny_model(pathlib.Path(folder)) if arguments.engine == "fake" else NUMBERS
         with server_process(model, *flags) as server:
             pid = server.process.pid
             measure(server.address, pid, 3.0, None, None)
@@ -200,11 +204,10 @@ def main() -> None:
             over = measure(server.address, pid, arguments.seconds, arguments.bound_s, rate_rps)
             after = measure(server.address, pid, arguments.peak_seconds / 2, arguments.bound_s, None)
     shown = {
-        **provenance("python -m tests.benchmarks.overload", 0),
+        **provenance(f"python -m tests.benchmarks.overload --engine={arguments.engine}", 0),
         "load_average": round(os.getloadavg()[0], 2),
         "scheduling": "idle priority" if os.sched_getscheduler(0) == os.SCHED_IDLE else "normal",
         **vars(arguments),
-        "capacity_rps": ROWS / (math.ceil((TOKENS - 1) / ITERATIONS) * ITERATIONS * arguments.step_s),
     }
     slope = memory_slope_bytes_per_s(over.resident_bytes, arguments.seconds)
     text = _table(shown, peak, over, after, slope)
@@ -225,7 +228,7 @@ def _plain(found: Found) -> dict[str, object]:
 
 def _table(facts: dict[str, object], peak: Found, over: Found, after: Found, slope: float) -> str:
     lines = [
-        "# Overload on the fake engine",
+        f"# Overload on the {'fake' if facts['engine'] == 'fake' else 'real'} engine",
         "",
         ". ".join(f"{name}: {value}" for name, value in facts.items()),
         "",
