@@ -4,10 +4,10 @@
     python -m tests.benchmarks.overload --engine=jax --output=tests/benchmarks/results/overload_real
 
 `exegpt serve` as a process over the fake engine, whose phases take the time that --step_s says, or over the real one
-with the embedded model, whose phases take the time they take while the load itself uses the same machine. First the peak: what a
-closed loop that keeps rows and a phase's queue full has answered within the bound. Then Poisson arrivals at `--times`
-that rate, every request with the bound as its deadline; the generator is that of `exegpt load`. Health is checked on a
-connection of its own meanwhile. Goals: goodput at least 95% of the peak, refusals p99 within 20 ms, health
+with the embedded model, whose phases take the time they take while the load itself uses the same machine. First the
+peak: what a closed loop that keeps rows and a phase's queue full has answered within the bound. Then Poisson arrivals
+at `--times` that rate, every request with the bound as its deadline; the generator is that of `exegpt load`. Health is
+checked on a connection of its own meanwhile. Goals: goodput at least 95% of the peak, refusals p99 within 20 ms, health
 p99 within 100 ms, at most 1% of admitted requests over the bound, memory flat.
 
 A refusal is a request that ended without a token for a reason of admission; one that was let in and then not answered
