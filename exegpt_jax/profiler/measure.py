@@ -34,6 +34,7 @@ from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.facts.profile import EndTimes, LayerTimes, Profile
 from solver.facts.profile_file import shape_digest
+from solver.facts.stolen import Stolen
 from solver.facts.tensor_degree import check_tensor
 from solver.plan.buckets import Buckets
 from solver.plan.memory import memory_table, out_of_memory
@@ -78,6 +79,7 @@ class Measured:
       points, points_measured: of the grid, short models included.
       samples, resumed: in all; of those, from a run before.
       seconds: this run took.
+      stolen: share of the machine that others took meanwhile, as a virtual machine counts it.
     """
 
     profile: Profile
@@ -86,6 +88,7 @@ class Measured:
     samples: int
     resumed: int
     seconds: float
+    stolen: float
 
 
 def profile_model(
@@ -104,7 +107,7 @@ def profile_model(
     Raises:
       ValueError: one line that names the value at fault and the remedy.
     """
-    began_s = time.monotonic()
+    began_s, stolen = time.monotonic(), Stolen()
     spec = read_model_spec(directory)
     devices = jax.local_devices()
     _check(wishes, spec, len(devices))
@@ -126,7 +129,7 @@ def profile_model(
     taken, total = sum(len(repeated) for repeated in samples.values()), len(all_points)
     source = _source(facts, measured, total, taken)
     profile = _profile(directory.resolve().name, spec, wishes, kind, source, all_points, samples)
-    return Measured(profile, total, measured, taken, journal.resumed, time.monotonic() - began_s)
+    return Measured(profile, total, measured, taken, journal.resumed, time.monotonic() - began_s, stolen.share())
 
 
 def _profile(

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from exegpt_jax.runner.events import Finished
+from solver.facts.stolen import Stolen
 
 CAPACITY = 200_000
 
@@ -43,9 +44,14 @@ class Measured:
 
 
 class Figures:
-    """A bounded record of finished requests. The Runner's thread counts, any thread may ask."""
+    """A bounded record of finished requests. The Runner's thread counts, any thread may ask.
+
+    Attributes:
+      stolen: what others took of this machine since the record began.
+    """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
+        self.stolen = Stolen()
         self._times: collections.deque[tuple[float, float, float]] = collections.deque(maxlen=capacity)
 
     def count(self, finished: Iterable[Finished]) -> None:

@@ -23,6 +23,7 @@ from solver.facts.model_config import read_model_spec
 from solver.facts.profile import Mark, Profile
 from solver.facts.profile import Table as Times
 from solver.facts.profile_file import write_profile
+from solver.facts.stolen import Stolen
 from solver.facts.workload import Floats
 
 if TYPE_CHECKING:
@@ -190,6 +191,8 @@ def _summary(found: Measured) -> list[str]:
         lines.append("the rest is interpolated; raise --time_budget_s to measure it")
     if found.profile.spread > _BUSY_SPREAD:
         lines.append(f"repeats spread by {found.profile.spread:.0%}: the machine is busy; measure when it is quiet")
+    if found.stolen > Stolen.TOLERANCE:
+        lines.append(f"others took {found.stolen:.0%} of this machine meanwhile, so its speed is not its own")
     return lines
 
 

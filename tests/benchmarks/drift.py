@@ -23,9 +23,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-from drift_run import MODES, Bench, Outcome  # noqa: E402
+from drift_run import MODES, Bench  # noqa: E402
 from drift_traffic import CACHE_TOKENS, MOST_INPUT, Scenario, day, step  # noqa: E402
-from duel import CONTROL_TOLERANCE, control_s  # noqa: E402
 from provenance import provenance  # noqa: E402
 
 from exegpt_jax.profiler.grid import Limits  # noqa: E402
@@ -34,6 +33,7 @@ from solver.facts.cluster_file import load_cluster  # noqa: E402
 from solver.facts.model_config import read_model_spec  # noqa: E402
 from solver.facts.profile import Profile  # noqa: E402
 from solver.facts.profile_file import read_profile, write_profile  # noqa: E402
+from solver.facts.stolen import Stolen  # noqa: E402
 from solver.facts.workload import Workload  # noqa: E402
 from solver.plan.bounds import Bounds  # noqa: E402
 from solver.plan.plan import Plan  # noqa: E402
@@ -131,8 +131,9 @@ def _run(
     for mode in wanted:
         if mode in modes:
             continue
-        outcome, control = _steady(lambda mode=mode: bench.run(plans, rates, scenario, mode, 60 * minutes, LOAD, seed))
-        modes[mode] = {**outcome.fields(bound_s), "control_moved": control}
+        stolen = Stolen()
+        outcome = bench.run(plans, rates, scenario, mode, 60 * minutes, LOAD, seed)
+        modes[mode] = {**outcome.fields(bound_s), "stolen": stolen.share()}
         print(
             f"{scenario.name} {mode}: {json.dumps({k: v for k, v in modes[mode].items() if k != 'records'})}",
             flush=True,
@@ -142,13 +143,6 @@ def _run(
         "minutes": minutes, "bound_s": bound_s, "planned_rps": rates, "fresh_rps": fresh, "load": LOAD,
         "mean_output_tokens": [part.mean_output for part in scenario.parts], "modes": modes,
     }  # fmt: skip
-
-
-def _steady(work) -> tuple[Outcome, float]:
-    """The work, and by how much the machine's own speed moved meanwhile."""
-    before = control_s()
-    outcome = work()
-    return outcome, abs(control_s() / before - 1)
 
 
 def _write(path: pathlib.Path, found: dict[str, object]) -> None:
@@ -161,7 +155,7 @@ def _table(found: dict) -> str:
         "# Drift: the bound and the throughput when the traffic changes",
         "",
         f"{found['cpu']}, {found['cores']} cores, {found['date']}; `{found['command']}`, seed {found['seed']}. "
-        f"`noisy`: the machine's own speed moved by more than {CONTROL_TOLERANCE:.0%} over the run.",
+        "`stolen`: share of the machine that others took during the run.",
     ]
     for name, scenario in found["scenarios"].items():
         means = " -> ".join(f"{mean:.3g}" for mean in scenario["mean_output_tokens"])
@@ -170,15 +164,15 @@ def _table(found: dict) -> str:
             f"## {name}: {scenario['minutes']:g} minutes, mean output {means} tokens, bound {scenario['bound_s']:g} s",
             "",
             "| replan | requests | lost | bound missed | answers over it | p99 | swaps | asked to swapped | held | "
-            "at the end | beside a fresh plan | |",
+            "at the end | beside a fresh plan | stolen |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for mode, got in sorted(scenario["modes"].items(), key=lambda item: MODES.index(item[0])):
-            noisy = "noisy" if got["control_moved"] > CONTROL_TOLERANCE else ""
             lines.append(
                 f"| {mode} | {got['requests']} | {got['lost']} | {got['missed_s']:.1f} s | {got['over_share']:.2%} | "
                 f"{got['p99_s']:.3f} s | {got['swaps']} | {got['swap_s']:.1f} s | {got['held_s']:.2f} s | "
-                f"{got['final_rps']:.1f}/s | {got['final_rps'] / scenario['fresh_rps'] - 1:+.1%} | {noisy} |"
+                f"{got['final_rps']:.1f}/s | {got['final_rps'] / scenario['fresh_rps'] - 1:+.1%} | "
+                f"{got['stolen']:.1%} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -5,8 +5,8 @@
 The paper's five tasks, lengths scaled to what the model holds and hidden from the runner, four latency bounds each as
 the paper sets them: the 10th, 30th and 70th percentile of static batching's latencies over its batches in steps of 4,
 and none. Under every bound the planner tunes RRA and each baseline on one profile of this machine, measured anew for
-every task; chosen plan and best baseline then run in pairs on one engine at saturation, the other baselines once. A
-profile or a run from which others stole more than 2% of the machine is made again, at most three times, then kept and
+every task; chosen plan and best baseline then run in pairs on one engine at saturation, the other baselines once. A run
+from which others stole more than 2% of the machine is made again, at most three times (a profile once), then kept and
 counted as noisy. Measured is the steady part of a run: from the phase by which a fifth of the requests has begun to the
 last one that admits. Simulated is the event simulation of the same requests. Each scenario is written when it is done;
 a run begun again goes on behind the last one.
@@ -41,6 +41,7 @@ from solver.facts.cluster_file import load_cluster
 from solver.facts.model_config import read_model_spec
 from solver.facts.model_spec import ModelSpec
 from solver.facts.profile import Profile
+from solver.facts.stolen import Stolen
 from solver.facts.workload import Workload, merge
 from solver.facts.workload_file import load_workload
 from solver.plan.bounds import Bounds
@@ -55,7 +56,6 @@ from solver.simulate.from_plan import conditions_of, machines_of
 from tests.benchmarks.gains_report import BASELINES, line_of, report
 from tests.benchmarks.paper_cases import bounds_of, ladder
 from tests.benchmarks.provenance import provenance
-from tests.benchmarks.stolen import Stolen
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent)]
@@ -200,9 +200,9 @@ def scenario(bench: Bench, task: str, label: str, seed: int) -> dict[str, object
     }
 
 
-def _quiet(work: Callable[[], _Found]) -> tuple[_Found, float]:
+def _quiet(work: Callable[[], _Found], repeats: int = _REPEATS) -> tuple[_Found, float]:
     """What the work gives when others take little of the machine, or the last of several tries; and their share."""
-    for _ in range(1 + _REPEATS):
+    for _ in range(1 + repeats):
         stolen = Stolen()
         found = work()
         share = stolen.share()
@@ -289,7 +289,7 @@ def _bench(name: str, budget_s: float) -> Bench:
     task = TASKS[name]
     spec = read_model_spec(task.directory())
     with tempfile.TemporaryDirectory() as folder:
-        profile, stolen = _quiet(lambda: profiled(task, pathlib.Path(folder), budget_s, reuse=False))
+        profile, stolen = _quiet(lambda: profiled(task, pathlib.Path(folder), budget_s, reuse=False), repeats=1)
     stage = load_stage(task.directory(), spec, StageSpec("both", (0, spec.num_layers), (0,), 1), profile.dtype)
     most = task.inputs[3] + task.outputs[3]
     return Bench(name, spec, stage, profile, most, stolen)

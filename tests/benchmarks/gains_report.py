@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 
+from solver.facts.stolen import Stolen
 from solver.plan.schedule import Policy
 from tests.benchmarks.provenance import origin
-from tests.benchmarks.stolen import Stolen
 
 BASELINES: tuple[Policy, ...] = ("static", "iteration", "chunked")
 GOAL = 0.9
@@ -22,8 +22,8 @@ def report(results: dict[str, object]) -> str:
         origin(results),
         "",
         "Requests per second, measured (simulated / measured - 1). Share: measured gain over the best baseline, of the "
-        f"simulated gain; goal {GOAL:.0%}. Ceiling: E[longest of B] / E[S] at the static plan's batch. Noisy: runs from which "
-        "others took more than 2% of the machine.",
+        f"simulated gain; goal {GOAL:.0%}. Ceiling: E[longest of B] / E[S] at the static plan's batch. Noisy: runs "
+        "from which others took more than 2% of the machine.",
         "",
         "| model, task | bound s | RRA | static | iteration | chunked | gain over the best | simulated | share "
         "| over static | ceiling | p99 s | kept | noisy |",
