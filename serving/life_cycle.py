@@ -9,6 +9,7 @@ the server with status 1.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -81,6 +82,9 @@ async def run_server(
         plan = building.result()
         seeing.see(link.ask, plan)
         frontend.open(await asyncio.to_thread(text_of, directory, plan), link)
+        # Long-lived objects leave the collector's sight: a look at all of them is a pause for every request.
+        gc.collect()
+        gc.freeze()
         on_state(link.works)
         say("ready")
         await _first(stopping.wait(), link.gone)

@@ -52,7 +52,8 @@ class Aside(logging.handlers.QueueHandler):
     """
 
     def __init__(self, descriptor: int, formatter: logging.Formatter, kept_records: int = _KEPT_RECORDS) -> None:
-        self._waiting: queue.Queue[logging.LogRecord] = queue.Queue(kept_records)
+        # None ends the thread.
+        self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(kept_records)
         super().__init__(self._waiting)
         self.setFormatter(formatter)
         self._descriptor, self._dropped = descriptor, 0
@@ -74,9 +75,15 @@ class Aside(logging.handlers.QueueHandler):
         with done:
             done.wait_for(lambda: not self._waiting.unfinished_tasks, _LAST_WORDS_S)
 
+    def close(self) -> None:
+        self.flush()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(None)
+        super().close()
+
     def _write_all(self) -> None:
-        while True:
-            self._write(self._waiting.get())
+        while (record := self._waiting.get()) is not None:
+            self._write(record)
             if self._dropped and self._waiting.empty():
                 dropped, self._dropped = self._dropped, 0
                 line = f"{dropped} records were dropped, for nobody read the log"

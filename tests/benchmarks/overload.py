@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import gc
 import itertools
 import json
 import math
@@ -109,6 +110,9 @@ async def _load(
 ) -> list[tuple[LoadResult, float]]:
     """Each result with the time at which it ended. Without times: a closed loop."""
     found: list[tuple[LoadResult, float]] = []
+    # A pause of the client's collector would be counted as the server's.
+    gc.collect()
+    gc.freeze()
     async with AsyncClient(address, retries=False) as client:
         start_s = time.monotonic()
 
