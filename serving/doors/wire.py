@@ -71,7 +71,12 @@ def refusal_of(request_id: str, error: Exception) -> Refusal:
             line = f"the engine lost request {request_id}; the server's log explains it"
             return Refusal(grpc.StatusCode.INTERNAL, line, "ENGINE_FAILED")
         case _:
-            return Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error), "INVALID_ARGUMENT")
+            return Refusal(grpc.StatusCode.INVALID_ARGUMENT, _one_line(str(error)), "INVALID_ARGUMENT")
+
+
+def _one_line(text: str) -> str:
+    """Names that a client chose may hold anything, and stand in what it is told."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def timeout_of(request: pb.GenerateRequest) -> float | None:

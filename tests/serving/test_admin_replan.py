@@ -22,8 +22,8 @@ BOUND_S = 5.0
 
 
 @pytest.fixture(scope="module")
-def planned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_plan(tiny_model, tmp_path_factory.mktemp("planned"), (range(4, 20, 3), range(1, 16, 3)), 2**20)
+def planned(numbers_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_plan(numbers_model, tmp_path_factory.mktemp("planned"), (range(4, 20, 3), range(1, 16, 3)), 9 * 2**19)
 
 
 def requests(count: int) -> list[LoadRequest]:
@@ -37,12 +37,12 @@ def requests(count: int) -> list[LoadRequest]:
     ]
 
 
-def test_a_plan_that_was_asked_for_takes_over_under_load(tiny_model: Path, planned: Path, tmp_path: Path) -> None:
+def test_a_plan_that_was_asked_for_takes_over_under_load(numbers_model: Path, planned: Path, tmp_path: Path) -> None:
     socket, folder = tmp_path / "admin", planned.parent
     flags = [f"--plan={planned}", "--replan=auto", f"--admin_socket={socket}", "--metrics_address=127.0.0.1:0"]
     flags += [f"--{name}={folder / f'{name}.json'}" for name in ("cluster", "profile")]
     results: list[LoadResult] = []
-    with server_process(tiny_model, *flags) as server, grpc.insecure_channel(f"unix:{socket}") as channel:
+    with server_process(numbers_model, *flags) as server, grpc.insecure_channel(f"unix:{socket}") as channel:
         admin = AdminStub(channel)
         before = admin.GetPlan(pb.GetPlanRequest())
         enough = threading.Event()

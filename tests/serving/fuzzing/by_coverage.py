@@ -91,7 +91,7 @@ def main() -> None:
             fields.pop("priority", None)
             text.prepare(fields)
         except REFUSED as error:
-            line = str(error)
+            line = requests.refusal_of("fuzzed", error).details
             assert line, "a refusal says why"
             assert "\n" not in line, f"more than a line: {line!r}"
             assert len(line) <= 1000, f"{len(line)} characters: {line[:200]!r}"

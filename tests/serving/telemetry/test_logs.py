@@ -107,11 +107,14 @@ def test_what_a_full_log_has_no_room_for_is_counted() -> None:
     for number in range(3000):
         handler.handle(record(number=f"{number:0100d}"))
     handler.flush()
+    kept = dropped = 0
     with os.fdopen(read) as lines:
-        found = [next(lines)]
-        while "dropped" not in found[-1]:
-            found.append(next(lines))
-    kept = [line for line in found if "number=" in line]
-    assert found[-1].split("logs: ")[1].split()[0] == str(3000 - len(kept))
-    assert f"{0:0100d}" in kept[0]
+        while kept + dropped < 3000:
+            line = next(lines)
+            if "dropped" in line:
+                dropped += int(line.split("logs: ")[1].split()[0])
+            else:
+                kept += 1
+    # Whoever logs was not held up, so the pipe and ten records are about all that there was room for.
+    assert (kept + dropped, dropped > 1000) == (3000, True)
     os.close(write)
