@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["serving.doors", "exegpt_jax.text"]):
 
 from serving.proto.inference import inference_pb2
 from solver.facts.model_config import read_model_spec
-from tests.serving.fuzzing.caller import TELLING
+from tests.serving.fuzzing.caller import OURS
 from tests.serving.fuzzing.random_messages import any_of, damaged, scrambled
 from tests.serving.open_inference import ask
 
@@ -95,7 +95,7 @@ def main() -> None:
             assert line, "a refusal says why"
             assert "\n" not in line, f"more than a line: {line!r}"
             assert len(line) <= 1000, f"{len(line)} characters: {line[:200]!r}"
-            assert not TELLING.search(line), f"tells of this machine: {line!r}"
+            assert not OURS.search(line), f"tells of this machine: {line!r}"
 
     def mutated(data: bytes, most_bytes: int, seed: int) -> bytes:
         rng = random.Random(seed)

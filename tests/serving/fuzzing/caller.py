@@ -28,7 +28,7 @@ _FORGOTTEN = "Internal error from Core"
 _OURS = "|".join(map(re.escape, [str(ROOT), sys.prefix, str(Path.home()), "site-packages", "Traceback"]))
 OURS = re.compile(_OURS)
 """What no answer tells."""
-TELLING = re.compile(_OURS + r"|0x|ipv4:|127\.0\.0\.1|\.pyx?\b|/tmp/|line \d")
+_TELLING = re.compile(_OURS + r"|0x|ipv4:|127\.0\.0\.1|\.pyx?\b|/tmp/|line \d")
 
 
 class Caller:
@@ -70,7 +70,7 @@ class Caller:
         known = code in _EXPECTED and (code != "UNAVAILABLE" or details.endswith("try again"))
         # Nothing else takes that long, unless the request's own deadline says how little it may.
         known |= code == "DEADLINE_EXCEEDED" and (method.path == _WATCH or details.startswith("the deadline "))
-        if not known or TELLING.search(details) or len(details) > 1000:
+        if not known or _TELLING.search(details) or len(details) > 1000:
             self.wrong.append(f"{method.path}: {code}: {details[:300]}")
 
     def _look_into(self, method: Method, answer: bytes) -> None:
