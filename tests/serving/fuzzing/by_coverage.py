@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ from tests.serving.open_inference import ask
 NAME = "tiny"
 KNOWN = models.Models.named(NAME)
 REFUSED = (ValueError, models.UnknownModel)
+GROWTH_MIB = 1024
 
 Door = tuple[type[Message], Callable[[Message], Mapping[str, object]], list[Message]]
 
@@ -110,6 +112,9 @@ def main() -> None:
         found = scrambled(rng, message).SerializeToString()
         return (bytes([door]) + (damaged(rng, found) if rng.random() < 0.05 else found))[:most_bytes]
 
+    # What libFuzzer holds against its limit is the peak of this process since the fork: the parent's memory counts.
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    sys.argv.insert(1, f"-rss_limit_mb={peak_mib + GROWTH_MIB}")
     atheris.Setup(sys.argv, take, custom_mutator=mutated)
     atheris.Fuzz()
 
