@@ -35,13 +35,15 @@ class SlotEngine:
     Attributes:
       stage: parameters on their mesh.
       plan: what it was compiled for.
+      most_iterations: that a decode call has room for: the plan's N_D, or more.
       programs: every executable, once `warm_up` has run.
       compiled: how many of them it compiled.
     """
 
-    def __init__(self, stage: Stage, plan: Plan) -> None:
+    def __init__(self, stage: Stage, plan: Plan, most_iterations: int = 0) -> None:
         self.stage = stage
         self.plan = plan
+        self.most_iterations = max(plan.schedule.decode_iterations, most_iterations)
         self.programs: tuple[Program, ...] = ()
         self.compiled = 0
         self._run: dict[tuple[object, ...], Program] = {}
@@ -60,7 +62,7 @@ class SlotEngine:
           before: warm, for another plan on the same stage: programs that are alike are taken from it.
         """
         recipes = {key: recipe for key, recipe in self.recipes().items() if kinds is None or key[0] in kinds}
-        known = {} if before is None else before._alike(self.plan)
+        known = {} if before is None else before._alike(self)
         absent = [key for key in recipes if key not in known]
         compiled = compile_all([recipes[key] for key in absent], progress)
         known |= dict(zip(absent, compiled, strict=True))
@@ -68,21 +70,21 @@ class SlotEngine:
         self.programs, self.compiled = tuple(self._run.values()), len(absent)
         return self.programs
 
-    def _alike(self, plan: Plan) -> dict[tuple[object, ...], Program]:
-        """The programs that another plan's of the same keys would equal: all but those in which what differs stands."""
-        mine, other = self.plan, plan
+    def _alike(self, following: SlotEngine) -> dict[tuple[object, ...], Program]:
+        """The programs that another's of the same keys would equal: all but those in which what differs stands."""
+        mine, other = self.plan, following.plan
         for name in ("cache_tokens", "max_prompt_tokens", "dtype", "cache_dtype"):
             if getattr(mine, name) != getattr(other, name):
                 return {}
         if mine.schedule.max_rows != other.schedule.max_rows:
             return {key: program for key, program in self._run.items() if key[0] in _WITHOUT_SLOTS}
-        if mine.schedule.decode_iterations != other.schedule.decode_iterations:
+        if self.most_iterations != following.most_iterations:
             return {key: program for key, program in self._run.items() if key[0] not in _WITH_ITERATIONS}
         return dict(self._run)
 
     def recipes(self) -> dict[Key, Recipe]:
         """All that may be compiled, by key."""
-        return Recipes(self.stage, self.plan).all()
+        return Recipes(self.stage, self.plan, self.most_iterations).all()
 
     def initial_state(self) -> State:
         """An empty cache."""
@@ -131,8 +133,8 @@ class Engine(SlotEngine):
 
     def decode(self, state: State, iterations: int, rows_bucket: int, cache_bucket: int) -> tuple[State, Block]:
         """At most `iterations` tokens for each active row among the lowest `rows_bucket`, in one dispatch."""
-        if iterations > self.plan.schedule.decode_iterations:
-            raise EngineError(f"{iterations} iterations exceed the plan's {self.plan.schedule.decode_iterations}")
+        if iterations > self.most_iterations:
+            raise EngineError(f"{iterations} iterations exceed the {self.most_iterations} that there is room for")
         arguments = (self.stage.params, state.cache, state.rows, np.int32(iterations))
         cache, rows, block = self._call("decode", rows_bucket, cache_bucket, arguments=arguments)
         return State(cache, rows), block

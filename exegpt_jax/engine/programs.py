@@ -34,11 +34,18 @@ Entry = tuple[Key, str, Wrapped, tuple[object, ...]]
 
 
 class Recipes:
-    """The shapes of a plan's programs on one stage; `all` lists them."""
+    """The shapes of a plan's programs on one stage; `all` lists them.
 
-    def __init__(self, stage: Stage, plan: Plan) -> None:
+    Args:
+      stage: of the plan.
+      plan: its schedule fixes the buckets.
+      most_iterations: that a decode call has room for; None: the plan's N_D.
+    """
+
+    def __init__(self, stage: Stage, plan: Plan, most_iterations: int | None = None) -> None:
         self._stage, self._plan = stage, plan
-        self._steps = Steps(stage, plan.cache_dtype, plan.cache_tokens, plan.schedule.decode_iterations)
+        room = most_iterations or plan.schedule.decode_iterations
+        self._steps = Steps(stage, plan.cache_dtype, plan.cache_tokens, room)
         self._cache_spec = CacheSpec.of(stage, plan.cache_dtype)
         self._whole = NamedSharding(stage.mesh, PartitionSpec())
         self._vocab = stage.spec.padded_vocab(stage.stage.tensor)

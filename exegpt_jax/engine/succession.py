@@ -2,9 +2,10 @@
 
     prepare (a background thread: compiles, executes nothing) -> Succession -> take_over (the Runner's, between phases)
 
-Where the cache has other rows, the old one is copied into the new one, if the accounting says that both fit at once;
-else, where the slots lie in other parts, and where encode and decode are apart, the devices are drained first and the
-old one is freed.
+A plan that asks for fewer rows than a single stage has takes them all (`solver.plan.in_place`): then next to nothing
+need be compiled. Where the cache gets other rows, the old one is copied into the new one, if the accounting says that
+both fit at once; else, where the slots lie in other parts, and where encode and decode are apart, the devices are
+drained first and the old one is freed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from exegpt_jax.engine.pipeline.stage_programs import StageRecipes, part_plan
 from exegpt_jax.engine.programs import Recipes
 from exegpt_jax.sharding.stage import Stage
 from solver.facts.model_spec import ModelSpec
+from solver.plan.in_place import in_place_of
 from solver.plan.memory import memory_table
 from solver.plan.micro_batches import decode_parts
 from solver.plan.plan import Plan
@@ -121,11 +123,19 @@ def stages_of(executor: Executor) -> tuple[Stage, ...] | None:
     return executor.stages if isinstance(executor, WaaExecutor) else None
 
 
-def same_stages(executor: Executor, before: Plan, plan: Plan) -> bool:
+def plan_of(executor: Executor) -> Plan | None:
+    """The plan that it runs; None of an executor that has no stages here."""
+    if isinstance(executor, LocalExecutor):
+        return executor.engine.plan
+    return executor.plan if isinstance(executor, PipelineExecutor | WaaExecutor) else None
+
+
+def same_stages(executor: Executor, plan: Plan) -> bool:
     """Whether the plan runs on the stages that the executor has, with the same layers, devices and numbers."""
-    stages = stages_of(executor)
-    alike = all(getattr(before, name) == getattr(plan, name) for name in ("model", "dtype", "cache_dtype"))
-    if stages is None or not alike or plan.schedule.stages != tuple(stage.stage for stage in stages):
+    stages, before = stages_of(executor), plan_of(executor)
+    if stages is None or before is None or plan.schedule.stages != tuple(stage.stage for stage in stages):
+        return False
+    if any(getattr(before, name) != getattr(plan, name) for name in ("model", "dtype", "cache_dtype")):
         return False
     apart = works_apart(plan.schedule)
     if apart or isinstance(executor, WaaExecutor):
@@ -134,19 +144,17 @@ def same_stages(executor: Executor, before: Plan, plan: Plan) -> bool:
     return isinstance(executor, PipelineExecutor) == (len(stages) > 1 or decode_parts(plan.schedule) > 1)
 
 
-def prepare(
-    executor: Executor, before: Plan, plan: Plan, usable_bytes: int
-) -> Succession | PipelineSuccession | ApartSuccession:
+def prepare(executor: Executor, plan: Plan, usable_bytes: int) -> Succession | PipelineSuccession | ApartSuccession:
     """Compiles the plan for the stages that run; for a thread of its own.
 
     Args:
       executor: in force; nothing is run on it.
-      before: its plan.
       plan: on the same stages (`same_stages`).
       usable_bytes: what each device may hold.
     """
-    stages = stages_of(executor)
+    stages, before = stages_of(executor), plan_of(executor)
     assert stages is not None, "asked only where stages agree"
+    assert before is not None, "asked only where stages agree"
 
     def compiled() -> Succession | PipelineSuccession | ApartSuccession:
         if isinstance(executor, WaaExecutor):
@@ -157,8 +165,9 @@ def prepare(
             following.compile(other=executor)
             return pipeline_succession(before, following, usable_bytes)
         assert isinstance(executor, LocalExecutor)
-        engine = Engine(stages[0], plan)
-        engine.warm_up(before=executor.engine)
+        running = executor.engine
+        engine = Engine(stages[0], in_place_of(before, plan), running.most_iterations)
+        engine.warm_up(before=running)
         return succession(before, engine, usable_bytes)
 
     return compile_behind(compiled)

@@ -154,10 +154,10 @@ def _schedule(plan: Plan, estimate: Estimate, input_drift: float, output_drift: 
     if margins is not None and input_drift > max(margins.input_drift_high, LEAST_MARGIN):
         # A phase then encodes as many tokens as planned.
         held /= 1 + input_drift
-    periods = max(estimate.mean_periods(iterations), 1.0 / planned.max_rows)
-    batch, rows = (min(max(1, round(value)), planned.max_rows) for value in (held / periods, held))
+    periods = max(estimate.mean_periods(iterations), 1.0 / planned.most_rows)
+    batch, rows = (min(max(1, round(value)), planned.most_rows) for value in (held / periods, held))
     bands = planned_bands(
-        batch, rows, planned.max_rows, estimate.inputs.mean, estimate.mean_input2, plan.max_prompt_tokens
+        batch, rows, planned.most_rows, estimate.inputs.mean, estimate.mean_input2, plan.max_prompt_tokens
     )
     return dataclasses.replace(
         planned, encode_batch=batch, decode_iterations=iterations, decode_batch=rows, bands=bands

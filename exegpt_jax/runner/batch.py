@@ -52,7 +52,7 @@ class Batch:
         self._decide = POLICIES[plan.schedule.policy]
 
     def _clear(self) -> None:
-        self.slots = Slots(self._plan.schedule.max_rows)
+        self.slots = Slots(self._plan.schedule.most_rows)
         self.encoding: dict[int, Row] = {}
         self._to_release: list[int] = []
         self._to_drop: list[int] = []
@@ -77,17 +77,17 @@ class Batch:
         """The devices have lost everything."""
         self._clear()
 
-    def can_give_way(self, max_rows: int, *, carried: bool) -> bool:
-        """Whether a plan with so many rows can take over now: with the rows that are here, or only without any."""
+    def can_give_way(self, most_rows: int, *, carried: bool) -> bool:
+        """Whether a plan of so many rows at once can take over now: with those that are here, or only without any."""
         if not carried:
             return not self.rows
-        return not self.encoding and len(self.slots.rows) <= max_rows
+        return not self.encoding and len(self.slots.rows) <= most_rows
 
-    def settle(self, phase: int, max_rows: int) -> PhaseCommand | None:
+    def settle(self, phase: int, most_rows: int) -> PhaseCommand | None:
         """What the devices have to hear before another plan takes over: ends, and rows that must move below
-        `max_rows`.
+        `most_rows`.
         """
-        moves = self.slots.compact(max_rows) if self.slots.highest > max_rows else ()
+        moves = self.slots.compact(most_rows) if self.slots.highest > most_rows else ()
         release, self._to_release = tuple(self._to_release), []
         drop, self._to_drop = tuple(self._to_drop), []
         return PhaseCommand(phase, drop, release, moves) if release or drop or moves else None
@@ -95,7 +95,7 @@ class Batch:
     def go_on_under(self, plan: Plan) -> None:
         """Another plan takes over, with the rows that are here."""
         self._take(plan)
-        self.slots = self.slots.resized(plan.schedule.max_rows)
+        self.slots = self.slots.resized(plan.schedule.most_rows)
         self._held = self.slots.highest
         self.holding = False
 

@@ -227,7 +227,7 @@ class Runner:
         successor = follower.successor
         if successor is None:
             return
-        if self._batch.can_give_way(successor.plan.schedule.max_rows, carried=successor.carries):
+        if self._batch.can_give_way(successor.plan.schedule.most_rows, carried=successor.carries):
             self._swap(follower, successor)
         else:
             self._batch.holding = True
@@ -239,7 +239,7 @@ class Runner:
         carried = len(self._batch.rows)
         held_s = 0.0 if self._holding_s is None else begun_s - self._holding_s
         self._holding_s, self._batch.holding = None, False
-        command = self._batch.settle(self._phases, plan.schedule.max_rows)
+        command = self._batch.settle(self._phases, plan.schedule.most_rows)
         if command is not None:
             self._phases += 1
             try:

@@ -37,23 +37,22 @@ class Beside:
         return self.executor
 
 
-def successor_of(
-    directory: Path, executor: Executor, before: Plan, plan: Plan, memory_fraction: float = 0.9
-) -> Successor:
+def successor_of(directory: Path, executor: Executor, plan: Plan, memory_fraction: float = 0.9) -> Successor:
     """Compiles a plan behind the one that runs.
 
     Args:
       directory: of the model.
       executor: in force; only looked at.
-      before: its plan.
-      plan: to come; both name this process's devices by number.
+      plan: to come; it names this process's devices by number, as the one in force does.
       memory_fraction: share of a device's memory that may be used.
 
     Raises:
       ValueError: some device cannot hold both.
     """
-    if succession.same_stages(executor, before, plan):
-        return succession.prepare(executor, before, plan, _usable_bytes(plan, memory_fraction))
+    if succession.same_stages(executor, plan):
+        return succession.prepare(executor, plan, _usable_bytes(plan, memory_fraction))
+    before = succession.plan_of(executor)
+    assert before is not None, "other executors take no other plan"
     held: collections.Counter[int] = collections.Counter()
     for each in (before, plan):
         spec = read_model_spec(directory)

@@ -81,14 +81,14 @@ def following_of(
     from exegpt_jax.runner.succeed import successor_of
 
     successive = Successive(predictor)
-    in_force, predicted = [plan], [predictor]
+    predicted = [predictor]
 
     def prepare(executor: Executor, new: Plan) -> Successor:
-        predicted[0] = predictor_of(new, spec, values.profile, values.cluster, display)
-        return successor_of(directory, executor, in_force[0], new, values.memory_fraction)
+        successor = successor_of(directory, executor, new, values.memory_fraction)
+        predicted[0] = predictor_of(successor.plan, spec, values.profile, values.cluster, display)
+        return successor
 
     def swapped(phase: int, new: Plan) -> None:
-        in_force[0] = new
         successive.go_on(phase, predicted[0])
 
     again = PlanCommand(directory, tuple(values.profile or ()), values.cluster)

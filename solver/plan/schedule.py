@@ -111,3 +111,8 @@ class Schedule:
             )
         if not self.stages:
             raise ValueError("stages: empty; give at least one")
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that are held at once: the upper end of their band; all that are allocated where there is none."""
+        return self.max_rows if self.bands is None else min(self.max_rows, self.bands.decode_rows_high)

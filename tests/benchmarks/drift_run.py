@@ -170,16 +170,12 @@ class Bench:
         if mode == "within":
             return Follower(plan)
         again = PlanCommand(self._directory, (str(self._profile_path),), "cpu")
-        in_force = [plan]
 
         def prepare(executor: Executor, new: Plan) -> Successor:
             assert isinstance(executor, HiddenLengths)
-            return Wrapped(successor_of(self._directory, executor.executor, in_force[0], new))
+            return Wrapped(successor_of(self._directory, executor.executor, new))
 
-        def swapped(phase: int, new: Plan) -> None:
-            in_force[0] = new
-
-        return Follower(plan, replan=Replan(again, prepare, again.stop, swapped))
+        return Follower(plan, replan=Replan(again, prepare, again.stop))
 
     def run(
         self,

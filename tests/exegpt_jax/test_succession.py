@@ -22,8 +22,9 @@ from exegpt_jax.runner.next_plan import Successor
 from exegpt_jax.runner.request import Request
 from exegpt_jax.sharding.stage import Stage
 from solver.plan.buckets import Buckets
+from solver.plan.in_place import in_place_of
 from solver.plan.memory import memory_table
-from solver.plan.plan import Plan
+from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
 from tests.exegpt_jax import test_waa
 from tests.exegpt_jax.plain_loop import PlainLoop
@@ -64,7 +65,7 @@ def loop() -> PlainLoop:
 def prepared(executor: LocalExecutor, plan: Plan) -> Succession:
     """On a thread of its own, as a Follower does it."""
     found: list[Succession] = []
-    thread = threading.Thread(target=lambda: found.append(prepare(executor, executor.engine.plan, plan, PLENTY)))  # type: ignore[arg-type]
+    thread = threading.Thread(target=lambda: found.append(prepare(executor, plan, PLENTY)))  # type: ignore[arg-type]
     thread.start()
     thread.join()
     return found[0]
@@ -100,9 +101,13 @@ def run(executor: Executor, plan: Plan, successors: Mapping[int, Successor], req
     return runner
 
 
-def swaps(runner: Runner) -> list[dict[str, object]]:
+def follower_of(runner: Runner) -> Follower:
     assert runner.follower is not None
-    return [dict(record.numbers) for record in runner.follower.records if record.event == "swap"]
+    return runner.follower
+
+
+def swaps(runner: Runner) -> list[dict[str, object]]:
+    return [dict(record.numbers) for record in follower_of(runner).records if record.event == "swap"]
 
 
 def test_rows_go_on_under_another_plan(executor: LocalExecutor, loop: PlainLoop) -> None:
@@ -110,7 +115,7 @@ def test_rows_go_on_under_another_plan(executor: LocalExecutor, loop: PlainLoop)
     engine = executor.engine
     before = compiling.compilations(), compiling.compiled_behind()
     grown = prepared(executor, plan_of(9, iterations=6, batch=4))
-    assert same_stages(executor, engine.plan, grown.plan)
+    assert same_stages(executor, grown.plan)
     assert compiling.compilations() == before[0]
     # Encode programs are alike; those that touch slots are not.
     assert compiling.compiled_behind() - before[1] == grown.compiled == 6
@@ -144,12 +149,45 @@ def test_rows_are_carried_where_both_caches_fit(executor: LocalExecutor) -> None
     assert not carries(spec, plan, longer, PLENTY)
 
 
+def test_fewer_rows_take_those_that_are_there(loop: PlainLoop) -> None:
+    """Nothing is compiled for a plan of fewer rows and iterations; its own controls run, in the larger cache."""
+    stage = StageSpec("both", (0, 1), (0,), 1)
+    large, small = (
+        make_plan(
+            stage_of().spec, Schedule("rra", rows, iterations, rows, rows, (stage,), rows, rows), model="test",
+            dtype="float32", cache_dtype="float32", cache_tokens=CACHE_TOKENS, max_prompt_tokens=PROMPT_TOKENS,
+        )
+        for rows, iterations in ((2, 4), (1, 3))
+    )  # fmt: skip
+    engine = Engine(stage_of(), large)
+    engine.warm_up()
+    executor = LocalExecutor(engine)
+    other = prepared(executor, small)
+    assert (other.compiled, other.carries, other.resize) == (0, True, None)
+    assert other.plan == in_place_of(large, small)
+    assert other.plan.schedule == dataclasses.replace(small.schedule, max_rows=2, micro_batch=2)
+    requests = requests_of(7, 6)
+    with compiling.forbid_compilations():
+        runner = run(executor, large, {3: other}, requests)
+    runner.heard.check(requests, loop)  # type: ignore[attr-defined]
+    decodes = [entry for entry in runner.timeline if entry.kind == "decode"]
+    (swapped,) = (record.phase for record in follower_of(runner).records if record.event == "swap")
+    for part, most in (
+        ([each for each in decodes if each.phase < swapped], (2, 4)),
+        # The rows that were there go on; then its own.
+        ([each for each in decodes if each.phase > swapped + 10], (1, 3)),
+    ):
+        assert (max(each.rows for each in part), max(each.iterations for each in part)) == most
+    # The way back, to more rows than asked for and no more than there are.
+    assert in_place_of(small, large) == large
+
+
 def test_another_stage_is_not_the_same(executor: LocalExecutor) -> None:
     plan = executor.engine.plan
     stage = dataclasses.replace(plan.schedule.stages[0], devices=(1,))
     elsewhere = dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, stages=(stage,)))
-    assert not same_stages(executor, plan, elsewhere)
-    assert not same_stages(executor, plan, dataclasses.replace(plan, cache_dtype="bfloat16"))
+    assert not same_stages(executor, elsewhere)
+    assert not same_stages(executor, dataclasses.replace(plan, cache_dtype="bfloat16"))
 
 
 @pytest.mark.full
@@ -163,10 +201,10 @@ def test_several_stages_go_on_under_another_plan() -> None:
     first = PipelineExecutor(stages_of(small, spec_of("llama")), small)
     first.warm_up()
     before = compiling.compilations()
-    grown = prepare(first, small, large, PLENTY)
+    grown = prepare(first, large, PLENTY)
     assert compiling.compilations() == before
     assert isinstance(grown, PipelineSuccession)
-    assert same_stages(first, small, large)
+    assert same_stages(first, large)
     back = PipelineSuccession(first, None, 0)
     assert (grown.carries, back.carries) == (True, False)
     requests = requests_of(3, 24)
@@ -187,9 +225,9 @@ def test_sides_that_are_apart_come_to_rest_and_begin_again() -> None:
     before = test_waa.plan_of(test_waa.ONE_STAGE)
     plan = test_waa.plan_of(dataclasses.replace(test_waa.ONE_STAGE, encode_batch=2, max_rows=8))
     first = test_waa.executor_of(before)
-    assert same_stages(first, before, plan)
-    assert not same_stages(first, before, plan_of(6))
-    other = prepare(first, before, plan, PLENTY)
+    assert same_stages(first, plan)
+    assert not same_stages(first, plan_of(6))
+    other = prepare(first, plan, PLENTY)
     assert not other.carries
     requests = requests_of(5, 20)
     with compiling.forbid_compilations():

@@ -56,7 +56,7 @@ class ChunkedLoop:
         self._arrival_s = None if demand.arrival_s is None else demand.arrival_s.tolist()
         if not costs.fused and math.isfinite(room.tokens):
             raise ValueError("cache_tokens: pages are counted where rows and chunks share a call; allocate whole rows")
-        self._rows = min(room.rows, schedule.max_rows)
+        self._rows = min(room.rows, schedule.most_rows)
         self._pages = Pages(room.tokens, room.page, room.reuse)
         self._clock = Clock(costs.stages, costs.return_s)
         self._parts = decode_parts(schedule)

@@ -72,8 +72,8 @@ def simulate(
       demand: `replay`, `saturated` or `arriving`. At saturation requests admitted while the loop fills or drains are
         not measured; draw several times as many as are alive at once.
       conditions: clock of the percentiles, compaction, delivery; cache_layout "slots" limits rows to
-        `schedule.max_rows`, "paged" also tokens to `cache_tokens`: phases admit whom the cache holds through the coming
-        phase (residents may outgrow it later, which `peak_tokens` shows), chunked throws out whoever came last.
+        `schedule.most_rows`, "paged" also tokens to `cache_tokens`: phases admit whom the cache holds through the
+        coming phase (residents may outgrow it later, which `peak_tokens` shows), chunked throws out whoever came last.
       first_token: who emits it: "encode" (S - 1 decode iterations) or "decode" (S).
       corrected: rra and waa: B_E follows the planned decode batch as the runner does; False: B_E is fixed.
       barrier: a phase starts when the one before has left every stage (2.2); False: stages go on as they are free.
@@ -90,7 +90,7 @@ def simulate(
     """
     if schedule.policy == "chunked" and first_token != "encode":
         raise ValueError("policy: chunked prefill needs a model whose encode phase emits the first token")
-    room = Room(schedule.max_rows, math.inf if cache_tokens is None else cache_tokens, page_tokens)
+    room = Room(schedule.most_rows, math.inf if cache_tokens is None else cache_tokens, page_tokens)
     outcomes = []
     for replica in range(replicas):
         share, timeline = demand.share(replica, replicas), Timeline(timeline_capacity)
