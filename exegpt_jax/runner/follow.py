@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 # Rows that end between two looks at the estimate.
 _LOOK_EVERY = 16
-# Rows, faded, that must end after a drift beyond the margins before a plan is asked for: what ran before it is forgotten.
+# Rows, faded, that must end after a drift beyond the margins before a plan is asked for: what ran before is forgotten.
 # The mean is then known to about 3%, less than most margins; half as many had plans made for what was not true.
 SETTLE = 256
 # Means that differ by less are those that no plan was found for.
