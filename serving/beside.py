@@ -32,6 +32,7 @@ class PhaseErrors:
       total: of all their time together, predicted / measured - 1.
       pace: median of measured / predicted.
       spread: of that: 99th percentile over median, minus 1.
+      fast: 1st percentile of measured / predicted.
     """
 
     phases: int
@@ -39,6 +40,12 @@ class PhaseErrors:
     total: float | None = None
     pace: float | None = None
     spread: float | None = None
+    fast: float | None = None
+
+    @property
+    def slow(self) -> float | None:
+        """99th percentile of measured / predicted: what a bound at p99 meets."""
+        return None if self.pace is None or self.spread is None else self.pace * (1 + self.spread)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +102,8 @@ class Beside:
             "phases_error": self.phases.total,
             "phases_pace": self.phases.pace,
             "phases_spread": self.phases.spread,
+            "phases_fast": self.phases.fast,
+            "phases_slow": self.phases.slow,
             "stolen_share": self.stolen,
         }
         return {name: _figure(value) for name, value in found.items()}
@@ -113,7 +122,8 @@ class Beside:
         if self.phases.median is not None:
             lines.append(
                 f"{self.phases.phases} phases predicted one by one: {_percent(self.phases.total)} of their time in "
-                f"all, median error {self.phases.median:.1%}"
+                f"all, median error {self.phases.median:.1%}; they took {self.phases.fast:.2f} to "
+                f"{self.phases.slow:.2f} times as long as predicted"
             )
         if self.stolen > Stolen.TOLERANCE:
             lines.append(f"others took {self.stolen:.0%} of this machine meanwhile, which no plan can promise against")
@@ -153,13 +163,14 @@ def phase_errors(phases: list[PhaseTime]) -> PhaseErrors:
         return PhaseErrors(0)
     predicted_s, measured_s = np.array(known).T
     paces, errors = measured_s / predicted_s, np.abs(predicted_s / measured_s - 1)
-    pace, slow = np.percentile(paces, [50.0, _SLOW_PERCENTILE])
+    fast, pace, slow = np.percentile(paces, [100 - _SLOW_PERCENTILE, 50.0, _SLOW_PERCENTILE])
     return PhaseErrors(
         phases=len(known),
         median=float(np.median(errors)),
         total=float(predicted_s.sum() / measured_s.sum()) - 1,
         pace=float(pace),
         spread=float(slow / pace) - 1,
+        fast=float(fast),
     )
 
 

@@ -3,8 +3,8 @@
     python -m serving.engine.child FILE_DESCRIPTOR
 
 It talks over the socket that it inherits, and ends when that closes: it never outlives its front end. One thread reads
-and answers pings whatever the engine does, another writes (`serving.engine.outbox`); building and stopping have a
-thread of their own.
+and answers pings whatever the engine does; one writes, so that no reader can hold up a phase; building and stopping
+have a thread of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gc
 import json
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
@@ -24,13 +25,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from exegpt_jax.engine.rehearsal import rehearse
-from exegpt_jax.runner.events import Finished, Times
+from exegpt_jax.runner.events import Event, Finished, Times
 from exegpt_jax.runner.loop import Runner
 from serving.beside import beside
 from serving.cores import kept_to
-from serving.engine.frames import Frames
-from serving.engine.outbox import Outbox
-from serving.engine.wire import to_request
+from serving.engine.frames import Frames, framed
+from serving.engine.wire import from_events, to_request
 from serving.proto.exegpt.engine.v1 import link_pb2 as pb
 from serving.telemetry.capture import Capture
 from serving.telemetry.run_view import RunView
@@ -64,7 +64,7 @@ class _Child:
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
-        self._out = Outbox(line)
+        self._out: queue.SimpleQueue[pb.FromEngine | list[Event]] = queue.SimpleQueue()
         self._runner: Runner | None = None
         # The plan that the front end knows to be in force.
         self._told: Plan | None = None
@@ -75,9 +75,21 @@ class _Child:
 
     def run(self) -> None:
         """Until the front end goes."""
+        threading.Thread(target=self._write, name="writer", daemon=True).start()
         frames = Frames(self._line)
         while (body := frames.next()) is not None:
             self._take(pb.ToEngine.FromString(body))
+
+    def _write(self) -> None:
+        while True:
+            message = self._out.get()
+            if isinstance(message, list):
+                message = pb.FromEngine(events=from_events(message))
+            try:
+                self._line.sendall(framed(message))
+            except OSError:
+                # The reader hears of it too.
+                return
 
     def _take(self, message: pb.ToEngine) -> None:
         match message.WhichOneof("kind"):

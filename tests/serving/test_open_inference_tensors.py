@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.doors.open_inference.models import Models
+from serving.doors.open_inference.requests import asked_of
 from serving.proto.inference import inference_pb2 as pb
 from serving.proto.inference import inference_pb2_grpc as pb_grpc
 from tests.serving.open_inference import LENGTH, ask
@@ -51,6 +53,25 @@ BAD = [
     (ask(text_input="x", id="a b"), "id: is not 1 to 128 letters"),
     (ask(text_input="x", id="x" * 129), "id: is not 1 to 128 letters"),
 ]
+
+
+def with_priority(level: int) -> pb.ModelInferRequest:
+    request = ask(text_input="x")
+    request.parameters["priority"].int64_param = level
+    return request
+
+
+BAD += [(with_priority(level), f"priority: '{level}' is not a level: 1 goes first") for level in (-1, 2**31)]
+
+
+def test_the_first_of_tritons_levels_goes_before_whoever_names_none() -> None:
+    models = Models.named("model")
+    orders = [asked_of(models, with_priority(level)).fields["priority"] for level in (1, 99, 0, 100, 101)]
+    assert orders == [-99, -1, 0, 0, 1]
+    assert "priority" not in asked_of(models, ask(text_input="x")).fields
+    # What vLLM's back end takes is vLLM's.
+    request = ask(text_input="x", sampling_parameters={"priority": -3})
+    assert asked_of(models, request).fields["priority"] == -3
 
 
 @pytest.mark.parametrize(("request_", "line"), BAD)

@@ -16,6 +16,8 @@ from serving.proto.inference import inference_pb2 as pb
 
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 _US = 1e6
+# Triton's levels begin at 1, the first; who names none is on this one. Levels below go before, the others behind.
+_DEFAULT_LEVEL = 100
 
 REFUSED = (*wire.REFUSED, UnknownModel)
 """What ends a request other than well."""
@@ -63,6 +65,8 @@ def asked_of(models: Models, request: pb.ModelInferRequest) -> Asked:
     parameters = {name: _value(name, given) for name, given in request.parameters.items()}
     empty_final = parameters.pop(_EMPTY_FINAL, False)
     timeout_s = _timeout(parameters.pop("timeout", 0))
+    if "priority" in parameters:
+        parameters["priority"] = _priority(parameters["priority"])
     fields = _sampling(inputs, parameters)
     if model.max_tokens in inputs:
         if "max_tokens" in fields:
@@ -166,6 +170,15 @@ def _json(text: str) -> object:
     except (ValueError, RecursionError):
         return None
     return read
+
+
+def _priority(level: object) -> int:
+    """Triton's level as an order around 0, which is nobody's in particular; lower is earlier in both."""
+    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < 2**31:
+        raise ValueError(
+            f"priority: {str(level)[:60]!r} is not a level: 1 goes first, {_DEFAULT_LEVEL} with who gives none, or 0"
+        )
+    return level - _DEFAULT_LEVEL if level else 0
 
 
 def _timeout(microseconds: object) -> float | None:
