@@ -25,12 +25,14 @@ class Update:
     """What an answer has gained since the last one; `ending` stands in the last.
 
     Attributes:
+      cumulative_logprob: of all tokens so far; None where log-probabilities were not asked for.
       encode_start_s, first_token_s, last_token_s: from arrival; the first is None where the Runner did not say.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
+    cumulative_logprob: float | None = None
     ending: Ending | None = None
     seed: int = 0
     prompt_tokens: int = 0
@@ -72,6 +74,7 @@ class Live:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._logprob = 0.0
 
     def push(self, event: Tokens) -> None:
         self._encode_start_s = event.encode_start_s or None
@@ -82,6 +85,7 @@ class Live:
         self._token_ids.extend(piece.token_ids)
         self.tokens += len(piece.token_ids)
         self._logprobs.extend(piece.logprobs)
+        self._logprob += sum(entry.logprob for entry in piece.logprobs)
         self.ending = piece.ending
 
     def finish(self, event: Finished) -> None:
@@ -101,12 +105,14 @@ class Live:
         """Everything since the last take. Raises what ended the request other than well."""
         if isinstance(self.ending, Exception):
             raise self.ending
+        sampling = self.prepared.parameters.sampling
         update = Update(
             text="".join(self._texts),
             token_ids=tuple(self._token_ids),
             logprobs=tuple(self._logprobs),
+            cumulative_logprob=None if sampling.logprobs is None else self._logprob,
             ending=self.ending,
-            seed=self.prepared.parameters.sampling.seed,
+            seed=sampling.seed,
             prompt_tokens=len(self.prepared.prompt_ids),
             encode_start_s=None if self._encode_start_s is None else self._encode_start_s - self.arrival_s,
             first_token_s=self.first_s - self.arrival_s,

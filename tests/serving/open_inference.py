@@ -58,7 +58,7 @@ def read(response: pb.ModelInferResponse) -> dict[str, Any]:
             assert list(output.shape) == [len(texts)]
             found[output.name] = texts[0] if len(texts) == 1 else texts
         else:
-            values = np.frombuffer(raw, {"INT32": "<i4", "UINT32": "<u4"}[output.datatype]).tolist()
+            values = np.frombuffer(raw, {"INT32": "<i4", "UINT32": "<u4", "FP32": "<f4"}[output.datatype]).tolist()
             assert list(output.shape) == [len(values)]
             found[output.name] = values
     return found

@@ -77,7 +77,10 @@ def test_only_the_named_outputs_come(stub: pb_grpc.GRPCInferenceServiceStub) -> 
 
 
 def test_without_logprobs_asked_for_they_are_null(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
-    assert read(stub.ModelInfer(ask(text_input="a", max_tokens=3, return_logprobs=True)))["logprobs"] == "null"
+    asked = ask(text_input="a", max_tokens=3, return_logprobs=True, return_cumulative_logprob=True)
+    told = read(stub.ModelInfer(asked))
+    assert told["logprobs"] == "null"
+    assert math.isnan(told["cumulative_logprob"][0])
 
 
 def test_unknown_models_are_not_found(stub: pb_grpc.GRPCInferenceServiceStub) -> None:

@@ -90,6 +90,7 @@ def test_serve_from_start_to_drain(numbers_model: Path, programs: str) -> None:
                 exclude_input_in_output=True,
                 sampling_parameters={"max_tokens": 17, "logprobs": 2},
                 return_logprobs=True,
+                return_cumulative_logprob=True,
             )
             stub = GRPCInferenceServiceStub(channel)
             told = read(stub.ModelInfer(asked, timeout=60))
@@ -109,6 +110,8 @@ def test_serve_from_start_to_drain(numbers_model: Path, programs: str) -> None:
         {entry["decoded_token"]: entry["rank"] for entry in each.values()} for each in json.loads(told["logprobs"])
     ]
     assert [list(each.values()) for each in candidates] == [[1, 2]] * len(candidates)
+    chosen = [next(iter(each.values()))["logprob"] for each in json.loads(told["logprobs"])]
+    assert told["cumulative_logprob"] == pytest.approx([sum(chosen)], rel=1e-5)
     # A token alone has lost the space in front of it.
     assert "".join(next(iter(each)) for each in candidates[:-1]) == task.words(4217).replace(" ", "")
     assert status == 0

@@ -15,7 +15,13 @@ PLATFORM = "exegpt"
 TOKENS_SUFFIX = "_tokens"
 ANY_LENGTH = -1
 
-_DATA_TYPES = {"BOOL": pb.TYPE_BOOL, "INT32": pb.TYPE_INT32, "UINT32": pb.TYPE_UINT32, "BYTES": pb.TYPE_STRING}
+_DATA_TYPES = {
+    "BOOL": pb.TYPE_BOOL,
+    "INT32": pb.TYPE_INT32,
+    "UINT32": pb.TYPE_UINT32,
+    "FP32": pb.TYPE_FP32,
+    "BYTES": pb.TYPE_STRING,
+}
 
 
 class UnknownModel(Exception):
@@ -37,6 +43,7 @@ class Tensor:
 RETURNED = {
     "finish_reason": "return_finish_reason",
     "logprobs": "return_logprobs",
+    "cumulative_logprob": "return_cumulative_logprob",
     "num_input_tokens": "return_num_input_tokens",
     "num_output_tokens": "return_num_output_tokens",
 }
@@ -50,6 +57,7 @@ _COMMON_INPUTS = (
 _COMMON_OUTPUTS = (
     Tensor("finish_reason", "BYTES", ANY_LENGTH),
     Tensor("logprobs", "BYTES", ANY_LENGTH),
+    Tensor("cumulative_logprob", "FP32", ANY_LENGTH),
     Tensor("num_input_tokens", "UINT32"),
     Tensor("num_output_tokens", "UINT32", ANY_LENGTH),
 )

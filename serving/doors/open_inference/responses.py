@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from exegpt_jax.text.answer import TokenLogprobs
@@ -40,6 +41,8 @@ def response_of(
                 add_output(response, tensor, reasons)
             case "logprobs":
                 add_output(response, tensor, [_logprobs(update, tokenizer) for update in updates])
+            case "cumulative_logprob":
+                add_output(response, tensor, [_so_far(update) for update in updates])
             case "num_input_tokens":
                 add_output(response, tensor, [updates[0].prompt_tokens])
             case "num_output_tokens":
@@ -60,6 +63,11 @@ def _bare(asked: Asked, final: bool) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(model_name=asked.model.name, model_version=VERSION, id=asked.id)
     response.parameters["triton_final_response"].bool_param = final
     return response
+
+
+def _so_far(update: Update) -> float:
+    """Where the sampling parameters do not ask for log-probabilities there is no number."""
+    return math.nan if update.cumulative_logprob is None else update.cumulative_logprob
 
 
 def _logprobs(update: Update, tokenizer: Tokenizer | None) -> str:

@@ -23,6 +23,7 @@ _FORMS = {
     "UINT16": ("<u2", "uint_contents"),
     "UINT32": ("<u4", "uint_contents"),
     "UINT64": ("<u8", "uint64_contents"),
+    "FP32": ("<f4", "fp32_contents"),
     "BYTES": ("", "bytes_contents"),
 }
 _TAKEN = {
@@ -103,7 +104,7 @@ def _split(name: str, raw: bytes) -> list[object]:
     return elements
 
 
-def add_output(response: pb.ModelInferResponse, tensor: Tensor, elements: Sequence[str] | Sequence[int]) -> None:
+def add_output(response: pb.ModelInferResponse, tensor: Tensor, elements: Sequence[str] | Sequence[float]) -> None:
     """Appends an output and its raw contents."""
     response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=[len(elements)])
     if tensor.datatype == "BYTES":
