@@ -4,7 +4,8 @@
 
 So priorities and shares decide late, and who gives up while waiting costs the engine nothing. A deadline that the
 prediction (`serving.admission.outlook`) does not reach is refused at once, and so is a wait for which the plan's
-latency bound from arrival has no room. For whoever has to wait a margin stands for what such predictions fell short by.
+latency bound from arrival has no room. For whoever has to wait a margin stands for what such predictions fell short by,
+and a share of the wait: behind a queue as long as deadlines allow, one stall would make everybody late.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from serving.backend import Backend
 
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.05, 30.0
 _UNKNOWN_RETRY_S = 0.5
+# Of a predicted wait, for stalls that have not been seen yet.
+_STALLS = 0.1
 
 
 class Gate:
@@ -184,7 +187,7 @@ class Gate:
     def _check_deadline(self, ticket: Ticket, now_s: float) -> None:
         deadline_s, forecast = ticket.request.deadline_s, ticket.forecast
         if deadline_s is not None:
-            end_s = now_s if forecast is None else forecast.end_s + self._margin_s(forecast)
+            end_s = now_s if forecast is None else forecast.end_s + self._margin_s(forecast, now_s)
             if end_s >= deadline_s:
                 raise DeadlineUnreachable(end_s - now_s, deadline_s - now_s)
 
@@ -196,13 +199,16 @@ class Gate:
         if forecast is None or not forecast.waits:
             return
         room_s = bounds.latency_s - prediction.latency_s
-        wait_s = forecast.start_s + self._margin_s(forecast) - now_s
+        wait_s = forecast.start_s + self._margin_s(forecast, now_s) - now_s
         if wait_s > room_s:
             line = f"the wait of about {wait_s:.3g} s is more than the {room_s:.3g} s that the latency bound leaves"
             raise Unavailable(line, _sensible_s(wait_s - room_s), "BOUND_UNREACHABLE")
 
-    def _margin_s(self, forecast: Forecast) -> float:
-        return self._running()[1].pace.margin_s if forecast.waits else 0.0
+    def _margin_s(self, forecast: Forecast, now_s: float) -> float:
+        """What the prediction of one that has to wait may fall short by."""
+        if not forecast.waits:
+            return 0.0
+        return self._running()[1].pace.margin_s + _STALLS * max(forecast.start_s - now_s, 0.0)
 
     def _hopeless(self, ticket: Ticket, ahead: int, now_s: float) -> DeadlineUnreachable | None:
         """Of one that has waited until it cannot be answered in time any more: no row is to be wasted on it."""
