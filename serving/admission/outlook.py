@@ -59,8 +59,8 @@ class Outlook:
     def window(self) -> int:
         """The most of them: what the next phase can take, several times where phases are short."""
         schedule, period_s = self._schedule, self.pace.period_s.value
-        most = most_encoded(schedule) if iterations_of(schedule) > 1 else schedule.max_rows
-        free = schedule.max_rows - self._taken
+        most = most_encoded(schedule) if iterations_of(schedule) > 1 else schedule.most_rows
+        free = schedule.most_rows - self._taken
         phases = 2 if period_s is None else min(1 + math.ceil(_ANSWER_S / max(period_s, 1e-4)), _MOST_PHASES_HANDED)
         return phases * min(max(free, schedule.encode_batch), most)
 

@@ -35,7 +35,7 @@ def phases_of(schedule: Schedule, tokens: int, told: int = 0) -> int:
 
 def admitted(schedule: Schedule, live: int, waiting: int, mean_prompt_tokens: float, deferrals: int = 0) -> int:
     """How many of those who wait the phase takes that begins with so many live rows."""
-    free = schedule.max_rows - live
+    free = schedule.most_rows - live
     decision = POLICIES.get(schedule.policy, rra)(schedule, View(waiting, 0, live, free, deferrals=deferrals))
     return max(0, min(decision.admit, _encodable(schedule, live, mean_prompt_tokens)))
 
@@ -77,7 +77,7 @@ class Starts:
         boundary = len(self._started)
         self._live -= self._leaving.pop(boundary, 0)
         taken = admitted(self._schedule, self._live, _MANY, self._mean_prompt_tokens, self._deferrals)
-        free = self._schedule.max_rows - self._live
+        free = self._schedule.most_rows - self._live
         self._deferrals = deferrals_after(self._deferrals, _MANY, free, taken)
         self._leaving[boundary + self._residence] += taken
         self._live += taken

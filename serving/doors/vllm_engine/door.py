@@ -135,7 +135,7 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
             data_parallel_size=1,
             kv_cache_dtype=runner.plan.cache_dtype,
             model_dtype=runner.plan.dtype,
-            max_num_seqs=runner.plan.schedule.max_rows,
+            max_num_seqs=runner.plan.schedule.most_rows,
         )
 
     async def GetLoads(self, request: pb.GetLoadsRequest, context: grpc.aio.ServicerContext) -> pb.GetLoadsResponse:
