@@ -33,10 +33,16 @@ _MOST_UNSEEN = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Means:
-    """Mean lengths in tokens that a schedule was chosen for; None where nobody knows."""
+    """What a schedule was chosen for.
+
+    Attributes:
+      input_tokens, output_tokens: mean lengths; None where nobody knows.
+      pace: of the devices, in times of the profile's (`exegpt_jax.runner.paces`).
+    """
 
     input_tokens: float | None = None
     output_tokens: float | None = None
+    pace: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Decision:
       input_drift, output_drift: relative to what the plan was made for; None where the plan does not say.
       margin_used: share of the margins that the drifts, their errors taken off, use up; beyond 1 they are left.
       requests: faded count of rows behind the estimate.
+      pace: of the devices; None where it is not known.
     """
 
     kind: Literal["keep", "adjust", "beyond"]
@@ -68,6 +75,7 @@ class Decision:
     output_drift: float | None = None
     margin_used: float = 0.0
     requests: float = 0.0
+    pace: float | None = None
 
 
 def planned_means(plan: Plan) -> Means:
@@ -87,7 +95,7 @@ def decide(plan: Plan, in_force: Schedule, means: Means, estimate: Estimate | No
     """
     if estimate is None or estimate.requests < LEAST_REQUESTS or estimate.unseen > _MOST_UNSEEN:
         return Decision("keep", in_force, means, "too few requests have ended")
-    now = Means(estimate.inputs.mean, estimate.outputs.mean)
+    now = Means(estimate.inputs.mean, estimate.outputs.mean, means.pace)
     assert now.input_tokens is not None
     assert now.output_tokens is not None
     input_error = estimate.inputs.std / estimate.prompts**0.5

@@ -1,7 +1,7 @@
 """Following the traffic: what each phase showed becomes an estimate, the estimate a decision, drift a new plan.
 
     rows of a phase -> estimate -> keep | adjust the schedule at once
-                                 | beyond the margins: look again at what comes from now on, and if it stands:
+    its seconds -> pace            | beyond the margins: look again at what comes from now on, and if it stands:
                                      plan again (another process) -> compile (a thread that never executes) -> swap
 
 The Runner's thread calls everything here but the work of that one thread, never waits for it, and swaps at a phase
@@ -21,10 +21,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from exegpt_jax.engine.api import Executor
-from exegpt_jax.runner.adapt import Decision, Means, controls, decide, planned_means
+from exegpt_jax.runner.adapt import LEAST_REQUESTS, Decision, Means, controls, decide, planned_means
 from exegpt_jax.runner.delivery import Outcome
 from exegpt_jax.runner.estimate import Estimate, FirstToken, Seen, estimated, no_tables, observed
 from exegpt_jax.runner.next_plan import NextPlan, Replan, Successor
+from exegpt_jax.runner.paces import Paces, margin_used
 from exegpt_jax.runner.records import Event, Number, Record, numbers_of
 from exegpt_jax.runner.rows import Row
 from exegpt_jax.runner.traffic import MOST_ARRIVALS, Arrivals, lengths_now, requests_now
@@ -77,6 +78,7 @@ class Follower:
         self._turns: collections.deque[float] = collections.deque(maxlen=_PHASES_KEPT)
         self._usual_s = self._worst_s = 0.0
         self._asked_s = 0.0
+        self._paces = Paces()
         self._begin(plan)
         self._lock = threading.Lock()
         # Guarded by the lock. Somebody asks for a plan: under this bound on latency, or (None) under those that stand.
@@ -134,9 +136,13 @@ class Follower:
         self._arrivals.extend((row.arrival_s, len(row.request.prompt_ids)) for row in fresh)
         self._unlooked += int(np.count_nonzero(seen.ended))
 
-    def phase_took(self, turn_s: float) -> None:
+    def phase_took(self, turn_s: float, predicted_s: float | None = None) -> None:
+        """A phase is over; None where nothing was predicted of it."""
         self._turns.append(turn_s)
         self._worst_s = max(self._worst_s, turn_s)
+        if not self.busy:
+            # Planning and compiling take of the devices what a plan cannot count on.
+            self._paces.took(turn_s, predicted_s)
 
     # What the Runner asks.
 
@@ -148,7 +154,7 @@ class Follower:
             return None
         self._unlooked = 0
         estimate = estimated(self._tables, self._first_token)
-        decision = decide(self._plan, self._schedule, self._means, estimate)
+        decision = self._with_pace(decide(self._plan, self._schedule, self._means, estimate))
         if decision.kind == "beyond":
             assert estimate is not None
             self._beyond(phase, decision, estimate, executor)
@@ -181,6 +187,7 @@ class Follower:
             "usual_phase_s": self._usual_s, "worst_phase_s": self._worst_s,
         }  # fmt: skip
         self._begin(successor.plan)
+        self._means = dataclasses.replace(self._means, pace=self._asked.pace)
         if self._replan is not None:
             self._replan.swapped(phase, successor.plan)
         self._record(phase, "swap", numbers)
@@ -218,11 +225,24 @@ class Follower:
         """No plan was found for about these lengths."""
         if self._refused is None:
             return False
-        moved = [
-            abs(now / before - 1)
-            for now, before in zip(dataclasses.astuple(decision.means), dataclasses.astuple(self._refused), strict=True)
-        ]
-        return max(moved) <= _SAME
+        now, before = dataclasses.astuple(self._wanted(decision)), dataclasses.astuple(self._refused)
+        return max(abs(one / other - 1) for one, other in zip(now, before, strict=True)) <= _SAME
+
+    def _with_pace(self, decision: Decision) -> Decision:
+        """The decision, beyond the margins also where the devices are."""
+        pace, margins = self._paces.now(), self._plan.margins
+        decision = dataclasses.replace(decision, pace=pace)
+        if pace is None or margins is None or decision.kind == "beyond" or decision.requests < LEAST_REQUESTS:
+            return decision
+        used = margin_used(margins, pace, self._means.pace)
+        if used <= 1:
+            return decision
+        reason = f"phases take {pace:.2f} times what the profile says, planned for was {self._means.pace:.2f}"
+        return dataclasses.replace(decision, kind="beyond", margin_used=used, reason=reason)
+
+    def _wanted(self, decision: Decision) -> Means:
+        """What a plan that is asked for now is for."""
+        return dataclasses.replace(decision.means, pace=decision.pace or self._means.pace)
 
     def _take_wish(self, phase: int, executor: Executor) -> None:
         """What was asked for, unless a plan is on its way: then after that."""
@@ -240,21 +260,22 @@ class Follower:
         if latency_s is not None and plan.bounds is not None:
             plan = dataclasses.replace(plan, bounds=dataclasses.replace(plan.bounds, latency_s=latency_s))
         self._settling = False
-        self._ask(phase, estimate, decide(plan, self._schedule, self._means, estimate), executor, plan)
+        decision = self._with_pace(decide(plan, self._schedule, self._means, estimate))
+        self._ask(phase, estimate, decision, executor, plan)
         self._wished = True
 
     def _ask(self, phase: int, estimate: Estimate, decision: Decision, executor: Executor, plan: Plan) -> None:
         """Begins to plan for the estimate under the bounds of `plan`."""
         assert self._next is not None
-        bounds = plan.bounds
+        bounds, wanted = plan.bounds, self._wanted(decision)
         if bounds is not None and bounds.bound_from == "arrival":
-            workload = requests_now(estimate, self._arrivals, plan.cache_tokens)
+            workload = requests_now(estimate, self._arrivals, plan.cache_tokens, wanted.pace)
         else:
             workload = lengths_now(estimate, plan.cache_tokens)
-        self._asked, self._asked_s, self._wished = decision.means, self._clock(), False
+        self._asked, self._asked_s, self._wished = wanted, self._clock(), False
         self._usual_s, self._worst_s = statistics.median(self._turns) if self._turns else 0.0, 0.0
         self._record(phase, "ask", numbers_of(decision))
-        self._next.ask(workload, plan, executor)
+        self._next.ask(workload, plan, executor, wanted.pace)
 
     def _take_answer(self, phase: int) -> None:
         answer = None if self._next is None else self._next.take()

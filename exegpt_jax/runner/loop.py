@@ -38,6 +38,9 @@ from solver.plan.under_way import works_apart
 
 _LOG = logging.getLogger(__name__)
 
+Work = Callable[[], tuple[float, list[TimelineEntry]]]
+"""Runs a phase; its seconds, and its entries."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
@@ -192,22 +195,22 @@ class Runner:
         if work is None:
             return False
         try:
-            work()
+            turn_s, entries = work()
         # Whatever a program or its device may raise costs the requests on it, never the loop.
         except Exception as error:
             self._recover(error)
         else:
             if self.follower is not None:
-                self.follower.phase_took(self._clock() - begun_s)
+                self.follower.phase_took(turn_s, self.timeline.predicted_s(entries) if entries else None)
         return True
 
-    def _next_work(self, begun_s: float) -> Callable[[], None] | None:
+    def _next_work(self, begun_s: float) -> Work | None:
         """The next phase, or the next turn of a plan whose sides are apart; None if nothing is to do."""
         batch = self._batch
         if isinstance(batch, ApartBatch):
             executor = cast(ApartExecutor, self._executor)
             desk = Desk(executor, self._clock, self._phase_numbers(), self.timeline, self._deliver)
-            return None if batch.idle(self._waiting) else lambda: take_turn(batch, self._waiting, desk)
+            return None if batch.idle(self._waiting) else lambda: self._take_turn(batch, desk, begun_s)
         command = batch.next_command(self._phases, self._waiting, begun_s)
         if command is None:
             return None
@@ -279,27 +282,36 @@ class Runner:
             overdue = [row for row in self._timed.values() if (row.request.deadline_s or 0.0) <= now_s]
             self._end(overdue, "deadline", "the deadline passed")
 
-    def _execute(self, command: PhaseCommand, begun_s: float) -> None:
-        dispatched_s = self._clock()
+    def _take_turn(self, batch: ApartBatch, desk: Desk, begun_s: float) -> tuple[float, list[TimelineEntry]]:
+        take_turn(batch, self._waiting, desk)
+        # What was noted belongs to phases of either side, which a turn is none of.
+        return self._clock() - begun_s, []
+
+    def _execute(self, command: PhaseCommand, begun_s: float) -> tuple[float, list[TimelineEntry]]:
+        dispatched_s, noted = self._clock(), list[TimelineEntry]()
         pending = self._executor.dispatch(command)
         if command.encode:
             results = pending.encoded()
             ready_s = self._clock()
             outcome = delivery.first_tokens(command.encode, results, self._batch.slots.rows, ready_s)
             entries = stage_entries(command.phase, "encode", [work for result in results for work in result.work])
-            self._note(entries or [encode_entry(command.phase, command.encode, dispatched_s, ready_s)])
+            noted += self._noted(entries or [encode_entry(command.phase, command.encode, dispatched_s, ready_s)])
             self._deliver(outcome, ready_s)
         if command.decode is not None and (result := pending.decoded()) is not None:
             ready_s = self._clock()
             outcome = delivery.decoded_tokens(result, self._batch.slots.rows, ready_s)
             entries = stage_entries(command.phase, "decode", result.work)
-            self._note(entries or [decode_entry(command.phase, command.decode, outcome, dispatched_s, ready_s)])
+            entries = entries or [decode_entry(command.phase, command.decode, outcome, dispatched_s, ready_s)]
+            noted += self._noted(entries)
             self._deliver(outcome, ready_s)
-        self.timeline.close(command.phase, self._clock() - begun_s)
+        turn_s = self._clock() - begun_s
+        self.timeline.close(command.phase, turn_s)
+        return turn_s, noted
 
-    def _note(self, entries: Iterable[TimelineEntry]) -> None:
+    def _noted(self, entries: list[TimelineEntry]) -> list[TimelineEntry]:
         for entry in entries:
             self.timeline.add(entry)
+        return entries
 
     def _deliver(self, outcome: delivery.Outcome, now_s: float) -> None:
         self._tokens += outcome.tokens

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from exegpt_jax.engine.api import Executor
 from solver.facts.workload import Workload
+from solver.plan.at_pace import at_pace, profile_bounds
 from solver.plan.plan import Plan
 
 _LOG = logging.getLogger(__name__)
@@ -90,9 +91,12 @@ class NextPlan:
         """A plan is being made or compiled, or what came of it has not been taken yet."""
         return self._thread is not None
 
-    def ask(self, workload: Workload, plan: Plan, executor: Executor) -> None:
-        """Begins to plan for the workload under the bounds of `plan`."""
-        self._thread = threading.Thread(target=self._work, args=(workload, plan, executor), name="replan", daemon=True)
+    def ask(self, workload: Workload, plan: Plan, executor: Executor, pace: float = 1.0) -> None:
+        """Begins to plan for the workload under the bounds of `plan`, on devices of this pace; the workload's arrivals
+        are in the profiles' time (`solver.plan.at_pace`).
+        """
+        arguments = workload, plan, executor, pace
+        self._thread = threading.Thread(target=self._work, args=arguments, name="replan", daemon=True)
         self._thread.start()
 
     def take(self) -> Answer | None:
@@ -108,11 +112,11 @@ class NextPlan:
         if self.busy:
             self._replan.stop()
 
-    def _work(self, workload: Workload, plan: Plan, executor: Executor) -> None:
+    def _work(self, workload: Workload, plan: Plan, executor: Executor, pace: float) -> None:
         found: Successor | str
         begun_s, planned_s = self._clock(), 0.0
         try:
-            new = self._replan.plan_again(workload, plan)
+            new = at_pace(self._replan.plan_again(workload, _in_profile_time(plan, pace)), plan.bounds, pace)
             for name in ("cache_tokens", "max_prompt_tokens"):
                 if getattr(new, name) < getattr(plan, name):
                     raise ValueError(f"{name}: {getattr(new, name)} is less than what requests were promised")
@@ -124,3 +128,9 @@ class NextPlan:
             found = f"{type(error).__name__}: {error}"
         self._answer = Answer(found, planned_s)
         self._on_answer()
+
+
+def _in_profile_time(plan: Plan, pace: float) -> Plan:
+    if pace == 1 or plan.bounds is None:
+        return plan
+    return dataclasses.replace(plan, bounds=profile_bounds(plan.bounds, pace))

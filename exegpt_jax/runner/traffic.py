@@ -33,12 +33,17 @@ def lengths_now(estimate: Estimate, cache_tokens: int) -> Workload:
     return merge("traffic", f"estimated from {estimate.requests:.0f} requests{said}", prompts, answers, weight)
 
 
-def requests_now(estimate: Estimate, arrivals: Sequence[tuple[float, int]], cache_tokens: int) -> Workload:
-    """The last requests as they arrived, each with an output length of the estimate: together its quantiles."""
+def requests_now(
+    estimate: Estimate, arrivals: Sequence[tuple[float, int]], cache_tokens: int, pace: float = 1.0
+) -> Workload:
+    """The last requests as they arrived, each with an output length of the estimate: together its quantiles.
+
+    Moments are divided by the pace (`solver.plan.at_pace`).
+    """
     moments, prompts = (np.array(column) for column in zip(*sorted(arrivals), strict=True))
     answers = np.random.default_rng(_SEED).permutation(_quantiles(estimate.outputs, len(prompts)))
     answers = np.minimum(answers, np.maximum(1, cache_tokens - prompts))
-    trace = Trace(moments - moments[0], prompts, answers)
+    trace = Trace((moments - moments[0]) / pace, prompts, answers)
     return merge(
         "traffic", f"the last {len(prompts)} requests, output lengths estimated from {estimate.requests:.0f}",
         prompts, answers, np.ones(len(prompts)), trace,

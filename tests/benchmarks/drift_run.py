@@ -18,6 +18,7 @@ from exegpt_jax.runner.events import Event, Finished
 from exegpt_jax.runner.follow import Follower
 from exegpt_jax.runner.loop import Runner
 from exegpt_jax.runner.next_plan import Replan, Successor
+from exegpt_jax.runner.predictors import Successive
 from exegpt_jax.runner.records import Record
 from exegpt_jax.runner.request import Request
 from exegpt_jax.runner.succeed import successor_of
@@ -28,6 +29,8 @@ from solver.facts.model_config import read_model_spec
 from solver.facts.profile import Profile
 from solver.facts.workload import Ints, Workload
 from solver.plan.plan import Plan
+from solver.plan.timeline import Predictor
+from solver.simulate.predicted import PhasePredictor
 
 MODES = ("off", "within", "auto")
 # Answers of a span in which the bound is kept or missed, and the share of them that may be late.
@@ -68,13 +71,21 @@ class Asking:
       finished: last events by number of request.
     """
 
-    def __init__(self, plan: Plan, executor: LocalExecutor, vocab: int, follower: Follower | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        executor: LocalExecutor,
+        vocab: int,
+        follower: Follower | None = None,
+        predictor: Predictor | None = None,
+    ) -> None:
         self.outputs: list[int] = []
         self.finished: dict[int, Finished] = {}
         self._vocab, self._plan = vocab, plan
         self._rng = np.random.default_rng(0)
         self._done = threading.Event()
-        self.runner = Runner(plan, HiddenLengths(executor, self._length), self._hear, follower=follower)
+        hidden = HiddenLengths(executor, self._length)
+        self.runner = Runner(plan, hidden, self._hear, predictor=predictor, follower=follower)
 
     def _length(self, row: EncodeRow) -> int:
         return self.outputs[row.request]
@@ -164,18 +175,27 @@ class Bench:
             self._engines[plan.digest] = engine
         return LocalExecutor(self._engines[plan.digest])
 
-    def _follower(self, mode: str, plan: Plan) -> Follower | None:
+    def _follower(self, mode: str, plan: Plan, predictors: Successive) -> Follower | None:
         if mode == "off":
             return None
         if mode == "within":
             return Follower(plan)
+        next_one: list[Predictor] = []
         again = PlanCommand(self._directory, (str(self._profile_path),), "cpu")
 
         def prepare(executor: Executor, new: Plan) -> Successor:
             assert isinstance(executor, HiddenLengths)
-            return Wrapped(successor_of(self._directory, executor.executor, new))
+            successor = Wrapped(successor_of(self._directory, executor.executor, new))
+            next_one[:] = [self._predictor(successor.plan)]
+            return successor
 
-        return Follower(plan, replan=Replan(again, prepare, again.stop))
+        def swapped(phase: int, new: Plan) -> None:
+            predictors.go_on(phase, next_one[0])
+
+        return Follower(plan, replan=Replan(again, prepare, again.stop, swapped))
+
+    def _predictor(self, plan: Plan) -> Predictor:
+        return PhasePredictor(plan, self._spec, [self._profile], None)
 
     def run(
         self,
@@ -189,8 +209,9 @@ class Bench:
     ) -> Outcome:
         """The scenario from the plan for its first part on; then the rate at saturation on its last part."""
         plan = plans[0]
-        follower = self._follower(mode, plan)
-        asking = Asking(plan, self._executor(plan), self._spec.vocab_size, follower)
+        predictors = Successive(self._predictor(plan))
+        follower = self._follower(mode, plan, predictors)
+        asking = Asking(plan, self._executor(plan), self._spec.vocab_size, follower, predictors)
         draws = [Draws(part, seed + number) for number, part in enumerate(scenario.parts)]
         asking.runner.start()
         begun_s = time.monotonic()
@@ -222,7 +243,7 @@ class Bench:
 
     def saturated_rps(self, plan: Plan, part: Workload, seed: int) -> float:
         """Of a plan as it stands."""
-        asking = Asking(plan, self._executor(plan), self._spec.vocab_size, None)
+        asking = Asking(plan, self._executor(plan), self._spec.vocab_size)
         asking.runner.start()
         found = self._probe(asking, Draws(part, seed))
         asking.runner.stop()

@@ -6,8 +6,9 @@ import collections
 import dataclasses
 import json
 import random
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -25,9 +26,12 @@ from exegpt_jax.testing import fake
 from exegpt_jax.testing.fake import FakeExecutor
 from exegpt_jax.testing.hidden_lengths import HiddenLengths
 from solver.facts.workload import Workload
+from solver.plan.at_pace import profile_bounds
 from solver.plan.bounds import Bounds
 from solver.plan.certificate import Margins, Neighbour
 from solver.plan.plan import Plan
+from solver.plan.prediction import Prediction
+from solver.plan.timeline import Predictor, TimelineEntry
 from tests.exegpt_jax.runner_bench import VOCAB, plan_of, prompts
 
 N = 5
@@ -63,7 +67,14 @@ class Next:
 class Drive:
     """Hidden lengths, a queue that never runs dry, phases by hand."""
 
-    def __init__(self, plan: Plan, lengths: Callable[[int], int], follower: Follower | None, requests: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        lengths: Callable[[int], int],
+        follower: Follower | None,
+        requests: int,
+        predictor: Predictor | None = None,
+    ) -> None:
         self.requests = [
             Request(str(number), prompt, Sampling(max_tokens=60))
             for number, prompt in enumerate(prompts(7, requests, 30))
@@ -73,7 +84,7 @@ class Drive:
         self.finished: dict[str, Finished] = {}
         self.now_s = 0.0
         self.executor = HiddenLengths(FakeExecutor(plan, VOCAB), self.length)
-        self.runner = Runner(plan, self.executor, self.hear, clock=self.clock, follower=follower)
+        self.runner = Runner(plan, self.executor, self.hear, clock=self.clock, predictor=predictor, follower=follower)
         self.run()
 
     def clock(self) -> float:
@@ -260,6 +271,60 @@ def test_steady_traffic_asks_for_nothing() -> None:
     drive.check()
     assert {record.event for record in drive.follower.records} == {"keep"}  # type: ignore[union-attr]
     assert asked == []
+
+
+class Expects:
+    """The same of every phase; another number from some phase on."""
+
+    def __init__(self, seconds: float, change: int = 0, then: float = 0.0) -> None:
+        self._seconds, self._change, self._then = seconds, change, then
+
+    def entry_s(self, entry: TimelineEntry) -> float | None:
+        return None
+
+    def phase_s(self, entries: Sequence[TimelineEntry]) -> float | None:
+        late = self._change and entries[0].phase >= self._change
+        return self._then if late else self._seconds
+
+
+def usual_phase_s(plan: Plan) -> float:
+    drive = Drive(plan, step(0, SHORT, SHORT), None, 200)
+    return statistics.median(phase.measured_s for phase in drive.runner.timeline.phases())
+
+
+def test_devices_that_are_slower_than_their_profile_are_planned_for() -> None:
+    """Phases that take 1.6 times as long as predicted: another plan, under bounds as much shorter, once."""
+    plan, asked = planned(), []
+    new = dataclasses.replace(planned(batch=3), prediction=Prediction(100.0, 0.5, 0.1, 0.01))
+    usual_s = usual_phase_s(plan)
+    follower = Follower(plan, replan=again(new, asked))
+    drive = Drive(plan, step(0, SHORT, SHORT), follower, 2500, Expects(usual_s, 100, usual_s / 1.6))
+    drive.check()
+    ((workload, under),) = asked
+    (record,) = drive.records("ask")
+    pace = record.numbers["pace"]
+    assert pace == pytest.approx(1.6, rel=0.1)
+    assert plan.bounds is not None
+    assert under.bounds is not None
+    assert under.bounds.latency_s == pytest.approx(profile_bounds(plan.bounds, pace).latency_s)  # type: ignore[arg-type]
+    assert workload.mean_output == pytest.approx(SHORT, abs=1)
+    # What runs is on the wall's clock again, and its pace is what it was planned for.
+    in_force = drive.runner.plan
+    assert in_force.bounds == plan.bounds
+    assert in_force.prediction is not None
+    assert in_force.prediction.latency_s == pytest.approx(0.5 * pace)  # type: ignore[operator]
+    assert in_force.prediction.throughput_rps == pytest.approx(100 / pace)  # type: ignore[operator]
+    assert "phases take 1." in str(drive.records("beyond")[0].numbers["reason"])
+
+
+def test_a_pace_within_the_margin_asks_for_nothing() -> None:
+    plan = planned()
+    asked: list[tuple[Workload, Plan]] = []
+    predictor = Expects(usual_phase_s(plan) / 1.1)
+    drive = Drive(plan, step(0, SHORT, SHORT), Follower(plan, replan=again(plan, asked)), 800, predictor)
+    drive.check()
+    assert {record.event for record in drive.records("keep")} == {"keep"}
+    assert asked == drive.records("beyond") == []
 
 
 def test_records_are_lines_of_json(caplog: pytest.LogCaptureFixture) -> None:
