@@ -39,12 +39,12 @@ class Recipes:
     Args:
       stage: of the plan.
       plan: its schedule fixes the buckets.
-      most_iterations: that a decode call has room for; None: the plan's N_D.
+      most_iterations: that a decode call has room for; the plan's N_D at least.
     """
 
-    def __init__(self, stage: Stage, plan: Plan, most_iterations: int | None = None) -> None:
+    def __init__(self, stage: Stage, plan: Plan, most_iterations: int = 0) -> None:
         self._stage, self._plan = stage, plan
-        room = most_iterations or plan.schedule.decode_iterations
+        room = max(plan.schedule.decode_iterations, most_iterations)
         self._steps = Steps(stage, plan.cache_dtype, plan.cache_tokens, room)
         self._cache_spec = CacheSpec.of(stage, plan.cache_dtype)
         self._whole = NamedSharding(stage.mesh, PartitionSpec())

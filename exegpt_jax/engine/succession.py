@@ -2,10 +2,10 @@
 
     prepare (a background thread: compiles, executes nothing) -> Succession -> take_over (the Runner's, between phases)
 
-A plan that asks for fewer rows than a single stage has takes them all (`solver.plan.in_place`): then next to nothing
-need be compiled. Where the cache gets other rows, the old one is copied into the new one, if the accounting says that
-both fit at once; else, where the slots lie in other parts, and where encode and decode are apart, the devices are
-drained first and the old one is freed.
+A plan that asks for fewer rows than a single stage has takes them all (`solver.plan.in_place`): then little need be
+compiled, and where its N_D is no larger, next to nothing. Where the cache gets other rows, the old one is copied into
+the new one, if the accounting says that both fit at once; else, where the slots lie in other parts, and where encode
+and decode are apart, the devices are drained first and the old one is freed.
 """
 
 from __future__ import annotations
@@ -166,7 +166,10 @@ def prepare(executor: Executor, plan: Plan, usable_bytes: int) -> Succession | P
             return pipeline_succession(before, following, usable_bytes)
         assert isinstance(executor, LocalExecutor)
         running = executor.engine
-        engine = Engine(stages[0], in_place_of(before, plan), running.most_iterations)
+        in_place = in_place_of(running.stage.spec, before, plan, usable_bytes)
+        # Where the rows differ, decode programs are compiled in any case.
+        room = running.most_iterations if in_place.schedule.max_rows == before.schedule.max_rows else 0
+        engine = Engine(stages[0], in_place, room)
         engine.warm_up(before=running)
         return succession(before, engine, usable_bytes)
 

@@ -292,7 +292,8 @@ class Follower:
         numbers: dict[str, Number] = {
             "plan": found.plan.digest[:12], "policy": schedule.policy, "encode_batch": schedule.encode_batch,
             "decode_iterations": schedule.decode_iterations, "decode_batch": schedule.decode_batch,
-            "max_rows": schedule.max_rows, "stages": len(schedule.stages), "carries": int(found.carries),
+            "most_rows": schedule.most_rows, "max_rows": schedule.max_rows, "stages": len(schedule.stages),
+            "carries": int(found.carries),
             "planned_s": answer.planned_s, "compiled_s": took_s - answer.planned_s,
         }  # fmt: skip
         self._record(phase, "planned", numbers)

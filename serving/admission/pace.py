@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import time
 
 from exegpt_jax.engine.api import Sampling
 from solver.plan.plan import Plan
@@ -13,6 +14,8 @@ _NEW_WEIGHT = 0.1
 _USED_WEIGHT = 0.02
 _MOST_TIMES = 4.0
 _KEPT_MISSES = 256
+# Whoever is refused for a miss adds none: it must be forgotten by itself.
+_MISS_KEPT_S = 60.0
 
 
 class RecentMean:
@@ -44,8 +47,8 @@ class Pace:
     def __init__(self, plan: Plan) -> None:
         self.follow(plan)
         self._generated = self._allowed = 0.0
-        self._misses_s: collections.deque[float] = collections.deque(maxlen=_KEPT_MISSES)
-        self._margin_s: float | None = None
+        # Moments, and seconds.
+        self._misses: collections.deque[tuple[float, float]] = collections.deque(maxlen=_KEPT_MISSES)
 
     def follow(self, plan: Plan) -> None:
         """Its phases come now; what answers used of what they were allowed stays known."""
@@ -73,18 +76,18 @@ class Pace:
 
     def missed(self, late_s: float) -> None:
         """A request that had to wait ended so much later than was predicted; earlier, if below 0."""
-        self._misses_s.append(late_s)
-        self._margin_s = None
+        self._misses.append((time.monotonic(), late_s))
 
     @property
     def margin_s(self) -> float:
-        """By how much predictions of requests that have to wait fell short lately, at worst: who is let in is to be in
-        time with more than 99 of a hundred. One period until any ended."""
-        if not self._misses_s:
+        """By how much predictions of requests that have to wait fell short in the last minute, at worst: who is let in
+        is to be in time with more than 99 of a hundred. One period where none ended."""
+        oldest_s = time.monotonic() - _MISS_KEPT_S
+        while self._misses and self._misses[0][0] < oldest_s:
+            self._misses.popleft()
+        if not self._misses:
             return self.period_s.value or 0.0
-        if self._margin_s is None:
-            self._margin_s = max(0.0, *self._misses_s)
-        return self._margin_s
+        return max(0.0, *(late_s for _, late_s in self._misses))
 
 
 def _period_s(prediction: Prediction | None, iterations: int) -> float | None:

@@ -84,8 +84,11 @@ def following_of(
     predicted = [predictor]
 
     def prepare(executor: Executor, new: Plan) -> Successor:
+        expected = predictor_of(new, spec, values.profile, values.cluster, display)
         successor = successor_of(directory, executor, new, values.memory_fraction)
-        predicted[0] = predictor_of(successor.plan, spec, values.profile, values.cluster, display)
+        if successor.plan != new:
+            expected = predictor_of(successor.plan, spec, values.profile, values.cluster, display)
+        predicted[0] = expected
         return successor
 
     def swapped(phase: int, new: Plan) -> None:

@@ -60,7 +60,7 @@ def _queue(frontend: Frontend) -> Iterator[Metric]:
         known = {"predicted": pace.predicted_s, "measured": pace.period_s.value}
         periods = {kind: period_s for kind, period_s in known.items() if period_s is not None}
         yield _gauges("exegpt_period_seconds", "From one phase to the next: the plan's, and lately.", "kind", periods)
-        margin = "By how much predictions for those who wait fell short lately, 99th percentile."
+        margin = "By how much predictions for those who waited fell short in the last minute, at worst."
         yield _gauge("exegpt_admission_margin_seconds", margin, {}, pace.margin_s)
 
 

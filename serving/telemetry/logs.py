@@ -43,7 +43,7 @@ def _extras(record: logging.LogRecord) -> dict[str, object]:
 
 
 class Aside(logging.handlers.QueueHandler):
-    """Leaves writing to a thread of its own, which shares no lock with anybody: the process ends without it, too.
+    """Leaves writing to a thread of its own, which holds no lock while it writes: the process ends without it, too.
 
     Args:
       descriptor: written to.
@@ -56,18 +56,20 @@ class Aside(logging.handlers.QueueHandler):
         self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(kept_records)
         super().__init__(self._waiting)
         self.setFormatter(formatter)
-        self._descriptor, self._dropped = descriptor, 0
+        self._descriptor = descriptor
+        self._dropped, self._counting = 0, threading.Lock()
         threading.Thread(target=self._write_all, name="log", daemon=True).start()
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Whole: nobody but the thread sees it."""
+        """As it is: it is formatted by the thread."""
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
             self._waiting.put_nowait(record)
         except queue.Full:
-            self._dropped += 1
+            with self._counting:
+                self._dropped += 1
 
     def flush(self) -> None:
         """Waits for what was logged, but not for a reader that stands still."""
@@ -76,7 +78,7 @@ class Aside(logging.handlers.QueueHandler):
             done.wait_for(lambda: not self._waiting.unfinished_tasks, _LAST_WORDS_S)
 
     def close(self) -> None:
-        self.flush()
+        """The thread ends behind what it has; `logging.shutdown` has flushed before."""
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
         super().close()
@@ -84,14 +86,22 @@ class Aside(logging.handlers.QueueHandler):
     def _write_all(self) -> None:
         while (record := self._waiting.get()) is not None:
             self._write(record)
+            # Its traceback holds on to whatever failed.
+            del record
             if self._dropped and self._waiting.empty():
-                dropped, self._dropped = self._dropped, 0
+                with self._counting:
+                    dropped, self._dropped = self._dropped, 0
                 line = f"{dropped} records were dropped, for nobody read the log"
                 self._write(logging.LogRecord(__name__, logging.WARNING, __file__, 0, line, None, None))
             self._waiting.task_done()
 
     def _write(self, record: logging.LogRecord) -> None:
-        text = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        try:
+            line = self.format(record)
+        # A record whose arguments do not fit its message must not end all others.
+        except Exception as error:
+            line = f"a record of {record.name} cannot be formatted: {type(error).__name__}: {error}"
+        text = f"{line}\n".encode(errors="backslashreplace")
         # Whoever read the log may have gone: there is nobody to tell.
         with contextlib.suppress(OSError):
             while text:

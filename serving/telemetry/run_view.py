@@ -167,7 +167,10 @@ def bound_of(plan: Plan) -> dict[str, Any] | None:
 
 
 def _labels(plan: Plan, schedule: Schedule) -> dict[str, str]:
-    shown = ("policy", "encode_batch", "decode_iterations", "decode_batch", "micro_batch", "max_rows", "token_budget")
+    shown = (
+        *("policy", "encode_batch", "decode_iterations", "decode_batch", "micro_batch"),
+        *("max_rows", "most_rows", "token_budget"),
+    )
     labels = {name: str(getattr(schedule, name)) for name in shown}
     stages = [f"{stage.role}:{stage.layers[0]}-{stage.layers[1]}x{stage.tensor}" for stage in schedule.stages]
     return {"plan": plan.digest[:12], **labels, "stages": " ".join(stages)}

@@ -170,8 +170,8 @@ def _check_rows(plan: Plan, spec: ModelSpec, workload: Workload) -> list[Check]:
     schedule = plan.schedule
     answers = Answers(workload, spec.first_token)
     late = plan.delivery == "phase+1"
-    share = share_above(answers, schedule.encode_batch, schedule.decode_iterations, schedule.max_rows, late=late)
-    found = f"{share:.2e} of periods exceed {schedule.max_rows} rows, {overflow:.0e} may"
+    share = share_above(answers, schedule.encode_batch, schedule.decode_iterations, schedule.most_rows, late=late)
+    found = f"{share:.2e} of periods exceed {schedule.most_rows} rows, {overflow:.0e} may"
     return [Check("schedule.max_rows", share <= _QUANTILE_FACTOR * overflow, found)]
 
 

@@ -164,7 +164,7 @@ def test_fewer_rows_take_those_that_are_there(loop: PlainLoop) -> None:
     executor = LocalExecutor(engine)
     other = prepared(executor, small)
     assert (other.compiled, other.carries, other.resize) == (0, True, None)
-    assert other.plan == in_place_of(large, small)
+    assert other.plan == in_place_of(stage_of().spec, large, small, PLENTY)
     assert other.plan.schedule == dataclasses.replace(small.schedule, max_rows=2, micro_batch=2)
     requests = requests_of(7, 6)
     with compiling.forbid_compilations():
@@ -178,8 +178,15 @@ def test_fewer_rows_take_those_that_are_there(loop: PlainLoop) -> None:
         ([each for each in decodes if each.phase > swapped + 10], (1, 3)),
     ):
         assert (max(each.rows for each in part), max(each.iterations for each in part)) == most
-    # The way back, to more rows than asked for and no more than there are.
-    assert in_place_of(small, large) == large
+    # More rows than there are, rows of another length, more bytes than there are: nothing of the other's is of use.
+    spec, rungs = stage_of().spec, dataclasses.replace(large.buckets, cache_tokens=(CACHE_TOKENS + 1,))
+    longer = dataclasses.replace(large, cache_tokens=CACHE_TOKENS + 1, buckets=rungs)
+    assert in_place_of(spec, small, large, PLENTY) is large
+    assert in_place_of(spec, longer, small, PLENTY) is small
+    assert in_place_of(spec, large, small, 1) is small
+    # Nothing but the cache would hold these back.
+    unheld = dataclasses.replace(small, schedule=dataclasses.replace(small.schedule, policy="iteration", bands=None))
+    assert in_place_of(spec, large, unheld, PLENTY) is unheld
 
 
 def test_another_stage_is_not_the_same(executor: LocalExecutor) -> None:

@@ -141,7 +141,7 @@ class VllmEngineDoor(pb_grpc.VllmEngineServicer):
     async def GetLoads(self, request: pb.GetLoadsRequest, context: grpc.aio.ServicerContext) -> pb.GetLoadsResponse:
         """Of rank 0, the only one. A running request holds a whole row of the cache."""
         _, runner = await self._opened_or_abort(context)
-        stats, rows, row_tokens = runner.stats(), runner.plan.schedule.max_rows, runner.plan.cache_tokens
+        stats, rows, row_tokens = runner.stats(), runner.plan.schedule.most_rows, runner.plan.cache_tokens
         waiting = stats.waiting + self._frontend.gate.waiting
         load = pb.SchedulerLoad(
             num_running_reqs=stats.running,

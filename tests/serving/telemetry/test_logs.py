@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -101,20 +102,34 @@ def test_a_log_that_nobody_reads_holds_up_nobody(tiny_model: Path) -> None:
     assert "request_id=" + "0".rjust(100, "r") in "\n".join(lines)
 
 
+def test_a_record_that_cannot_be_formatted_costs_no_other() -> None:
+    read, write = os.pipe()
+    handler = Aside(write, TextLines())
+    handler.handle(logging.makeLogRecord({"name": "n", "msg": "%d apples", "args": ("many",)}))
+    handler.handle(record())
+    handler.flush()
+    os.close(write)
+    with os.fdopen(read) as lines:
+        first, second = lines
+    assert first.startswith("a record of n cannot be formatted: TypeError: ")
+    assert second.endswith("it broke\n")
+
+
 def test_what_a_full_log_has_no_room_for_is_counted() -> None:
     read, write = os.pipe()
     handler = Aside(write, TextLines(), kept_records=10)
     for number in range(3000):
         handler.handle(record(number=f"{number:0100d}"))
     handler.flush()
-    kept = dropped = 0
-    with os.fdopen(read) as lines:
-        while kept + dropped < 3000:
-            line = next(lines)
-            if "dropped" in line:
-                dropped += int(line.split("logs: ")[1].split()[0])
-            else:
-                kept += 1
+    data, kept, dropped = b"", 0, 0
+    while kept + dropped < 3000 and select.select([read], [], [], 10)[0]:
+        data += os.read(read, 65536)
+        # What is not whole yet aside.
+        lines = data.decode().split("\n")[:-1]
+        told = [line for line in lines if "dropped" in line]
+        dropped = sum(int(line.split("logs: ")[1].split()[0]) for line in told)
+        kept = len(lines) - len(told)
     # Whoever logs was not held up, so the pipe and ten records are about all that there was room for.
     assert (kept + dropped, dropped > 1000) == (3000, True)
     os.close(write)
+    os.close(read)
