@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exegpt_jax.runner.policies import POLICIES, View
-from serving.admission.starts import Starts, iterations_of, phases_of
+from serving.admission.starts import Starts, admitted, iterations_of, phases_of
 from solver.plan.bands import unknown_bands
 from solver.plan.correction import deferrals_after
 from solver.plan.schedule import Schedule, StageSpec
@@ -87,6 +87,16 @@ def test_bands_of_tokens_limit_what_a_phase_takes() -> None:
     assert Starts(schedule, [], 9, 4.0).boundary_of(7) == 0
     # 2 x 4 prompts of 16 tokens are the band; of 64 tokens two go.
     assert [Starts(schedule, [], 9, 64.0).boundary_of(ahead) for ahead in range(5)] == [0, 0, 1, 1, 2]
+
+
+def test_rows_beyond_the_band_start_nobody_earlier() -> None:
+    """As in the larger cache of the plan before (`solver.plan.in_place`)."""
+    asked = schedule_of("rra", 4, 6, 2)
+    wide = dataclasses.replace(asked, max_rows=16)
+    found = [[Starts(each, [1, 2, 3, 5], 4, 4.0).boundary_of(n) for n in range(12)] for each in (asked, wide)]
+    assert found[0] == found[1]
+    assert found[0][-1] > found[0][0]
+    assert [admitted(each, live, 9, 4.0) for each in (asked, wide) for live in (3, 6)] == [2, 0, 2, 0]
 
 
 def test_phases_of_an_answer() -> None:

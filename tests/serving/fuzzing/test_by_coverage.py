@@ -29,6 +29,6 @@ def test_no_input_gets_further_than_a_line(tiny_model: Path, tmp_path: Path, ful
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"Done {runs} runs" in done.stderr
     found = [int(edges) for edges in re.findall(r"cov: (\d+)", done.stderr)]
-    # It is led by what it reaches: more than the first inputs did.
-    assert found[-1] > 1.2 * found[0], found
+    # The first input is empty and refused at once (21 edges); 366 were reached when this was written.
+    assert found[-1] > 10 * found[0], found
     print(f"{runs} inputs reach {found[-1]} edges, the first ones {found[0]}")
