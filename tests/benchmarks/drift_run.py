@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -38,7 +39,9 @@ SPAN_ANSWERS, LATE_SHARE = 100, 0.01
 # Rows' worth of requests that wait at saturation.
 _QUEUE = 3
 # Requests of a measurement at saturation, in turns of all rows; of its answers the middle half counts.
-_PROBE_TURNS = 20
+_PROBE_TURNS = 60
+# The plan at the end and a fresh one, in turns: the machine changes its speed meanwhile.
+_PROBES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Asking:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a run: answers in order of their ends, decisions, and the rate at the end."""
+    """What came of a run: answers in order of their ends, decisions, and the rate at the end beside a fresh plan's."""
 
     requests: int
     finished: tuple[Finished, ...]
@@ -119,6 +122,7 @@ class Outcome:
     compilations: int
     begun_s: float
     final_rps: float
+    fresh_rps: float
 
     def fields(self, bound_s: float) -> dict[str, object]:
         good = [each for each in self.finished if each.reason in ("stop", "length")]
@@ -138,6 +142,7 @@ class Outcome:
             "held_s": max((float(swap["held_s"] or 0) for swap in swaps), default=0.0),
             "compilations": self.compilations,
             "final_rps": self.final_rps,
+            "fresh_rps": self.fresh_rps,
             "records": [
                 {"at_s": round(record.at_s - self.begun_s, 3), "phase": record.phase, "event": record.event}
                 | dict(record.numbers)
@@ -227,10 +232,14 @@ class Bench:
         while follower is not None and (follower.busy or follower.successor is not None):
             time.sleep(0.1)
         records = tuple(follower.records) if follower is not None else ()
-        final_rps = self._probe(asking, draws[-1])
+        final, fresh = [], []
+        for _ in range(_PROBES):
+            final.append(self._probe(asking, draws[-1]))
+            fresh.append(self._saturated_rps(plans[-1], scenario.parts[-1], seed))
         compilations = asking.runner.stats().compilations
         asking.runner.stop()
-        return Outcome(requests, finished, records, compilations, begun_s, final_rps)
+        rates = statistics.median(final), statistics.median(fresh)
+        return Outcome(requests, finished, records, compilations, begun_s, *rates)
 
     def _saturate(
         self, asking: Asking, scenario: Scenario, draws: Sequence[Draws], begun_s: float, seconds: float
@@ -241,7 +250,7 @@ class Bench:
                 draws[scenario.part_at(share)].ask(asking)
             time.sleep(0.02)
 
-    def saturated_rps(self, plan: Plan, part: Workload, seed: int) -> float:
+    def _saturated_rps(self, plan: Plan, part: Workload, seed: int) -> float:
         """Of a plan as it stands."""
         asking = Asking(plan, self._executor(plan), self._spec.vocab_size)
         asking.runner.start()
