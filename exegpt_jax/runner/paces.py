@@ -7,11 +7,11 @@ import statistics
 
 from solver.plan.certificate import Margins
 
-# Phases that count; some seconds of most schedules, so that no single stall does.
-_PHASES = 256
-_LEAST_PHASES = 64
+# Phases that count: half a minute of most schedules. What passes sooner is over before another plan runs.
+_PHASES = 1024
+_LEAST_PHASES = 256
 # A pace that is off by less asks for no new plan, however little the profile spreads.
-_LEAST_MARGIN = 0.15
+_LEAST_MARGIN = 0.25
 
 
 class Paces:

@@ -1,8 +1,8 @@
 """A plan as it runs in the cache of another, which has more rows than it asks for: nothing new is allocated, and the
 programs that work on the cache are mostly those that there are.
 
-What is predicted and proven stays that of the plan, and so do the rows that are held at once: their band ends at those
-it asked for. Decode calls round up to the rungs of the larger cache, and to the plan's own rows.
+What is predicted and proven stays that of the plan, and so do the rows that are held at once. Decode calls round up to
+the rungs of the larger cache, and to the plan's own rows.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from solver.plan.prediction import StageMemory
 def in_place_of(spec: ModelSpec, before: Plan, plan: Plan, usable_bytes: int) -> Plan:
     """`plan` with the rows of `before`, which is in force on the same stages.
 
-    `plan` itself where these are fewer or of another length, where batches come in parts, where nothing limits the rows
-    that are held at once but the cache, or where some device cannot hold so many rows beside the plan's own prompts.
+    `plan` itself where these are fewer or of another length, where batches come in parts, or where some device cannot
+    hold so many rows beside the plan's own prompts.
     """
     rows = before.schedule.max_rows
     parts = {decode_parts(each.schedule) for each in (before, plan)}
     if rows <= plan.schedule.max_rows or before.cache_tokens != plan.cache_tokens or parts != {1}:
         return plan
-    if plan.schedule.bands is None:
-        return plan
-    schedule = dataclasses.replace(plan.schedule, max_rows=rows, micro_batch=rows)
+    schedule = dataclasses.replace(plan.schedule, max_rows=rows, micro_batch=rows, held_rows=plan.schedule.most_rows)
     buckets = make_buckets(schedule, plan.cache_tokens, plan.max_prompt_tokens)
     rungs = sorted({*buckets.decode_rows, plan.schedule.most_rows})
     buckets = dataclasses.replace(buckets, decode_rows=tuple(rungs))

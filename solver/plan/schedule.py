@@ -62,6 +62,7 @@ class Schedule:
       bands: what the correction of B_E holds phases within; None: half to twice B_E, whatever its tokens.
       encode_replicas, decode_replicas: disaggregated only: pipelines of either side in one copy, each on devices of its
         own; `stages` names those of the first of each, rows are of one decode pipeline.
+      held_rows: that are held at once, where more are allocated (`solver.plan.in_place`); None: all.
     """
 
     policy: Policy
@@ -76,6 +77,7 @@ class Schedule:
     bands: Bands | None = None
     encode_replicas: int = 1
     decode_replicas: int = 1
+    held_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -100,6 +102,10 @@ class Schedule:
             raise ValueError(
                 f"decode_batch: {self.decode_batch} exceeds max_rows={self.max_rows}; lower it or raise max_rows"
             )
+        if self.held_rows is not None and not self.decode_batch <= self.held_rows <= self.max_rows:
+            raise ValueError(
+                f"held_rows: {self.held_rows} is not from decode_batch={self.decode_batch} to max_rows={self.max_rows}"
+            )
         if (self.policy == "chunked") != (self.token_budget > 0):
             raise ValueError(
                 f"token_budget: {self.token_budget} with policy {self.policy}; the chunked policy alone needs one"
@@ -114,5 +120,5 @@ class Schedule:
 
     @property
     def most_rows(self) -> int:
-        """Rows that are held at once: the upper end of their band; all that are allocated where there is none."""
-        return self.max_rows if self.bands is None else min(self.max_rows, self.bands.decode_rows_high)
+        """Rows that may be held at once."""
+        return self.held_rows or self.max_rows

@@ -166,7 +166,7 @@ class Bench:
     """The model, loaded once, and engines of the plans that runs begin with."""
 
     def __init__(self, directory: pathlib.Path, profile: Profile, profile_path: pathlib.Path, max_rows: int) -> None:
-        self._directory, self._profile_path, self._max_rows = directory, profile_path, max_rows
+        self._directory, self._profile, self._profile_path, self._max_rows = directory, profile, profile_path, max_rows
         self._dtype = profile.dtype
         self._spec = read_model_spec(directory)
         self._engines: dict[str, Engine] = {}
@@ -232,11 +232,12 @@ class Bench:
         while follower is not None and (follower.busy or follower.successor is not None):
             time.sleep(0.1)
         records = tuple(follower.records) if follower is not None else ()
+        # The fresh plan's programs are not the run's.
+        compilations = asking.runner.stats().compilations
         final, fresh = [], []
         for _ in range(_PROBES):
             final.append(self._probe(asking, draws[-1]))
             fresh.append(self._saturated_rps(plans[-1], scenario.parts[-1], seed))
-        compilations = asking.runner.stats().compilations
         asking.runner.stop()
         rates = statistics.median(final), statistics.median(fresh)
         return Outcome(requests, finished, records, compilations, begun_s, *rates)

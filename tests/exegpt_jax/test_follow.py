@@ -129,7 +129,7 @@ class Drive:
 def step(change: int, before: int, after: int) -> Callable[[int], int]:
     """Lengths that vary a little, and change their mean at the request of this number."""
     rng = random.Random(5)
-    jitter = [rng.choice([-1, 0, 1]) for _ in range(5000)]
+    jitter = [rng.choice([-1, 0, 1]) for _ in range(8000)]
     return lambda number: (before if number < change else after) + jitter[number]
 
 
@@ -298,7 +298,7 @@ def test_devices_that_are_slower_than_their_profile_are_planned_for() -> None:
     new = dataclasses.replace(planned(batch=3), prediction=Prediction(100.0, 0.5, 0.1, 0.01))
     usual_s = usual_phase_s(plan)
     follower = Follower(plan, replan=again(new, asked))
-    drive = Drive(plan, step(0, SHORT, SHORT), follower, 2500, Expects(usual_s, 100, usual_s / 1.6))
+    drive = Drive(plan, step(0, SHORT, SHORT), follower, 6000, Expects(usual_s, 100, usual_s / 1.6))
     drive.check()
     ((workload, under),) = asked
     (record,) = drive.records("ask")

@@ -16,7 +16,7 @@ from exegpt_jax.runner.request import Request
 from exegpt_jax.testing.fake import FakeExecutor
 from exegpt_jax.testing.hidden_lengths import HiddenLengths
 from solver.facts.workload import Floats, Ints, Trace, merge
-from solver.plan.bands import Bands, unknown_bands
+from solver.plan.bands import Bands
 from solver.plan.correction import most_encoded
 from solver.plan.plan import Plan, make_plan
 from solver.plan.schedule import Schedule, StageSpec
@@ -418,9 +418,9 @@ def test_rows_that_do_not_fit_wait_and_are_counted() -> None:
     assert tight.deferrals > 0
     assert tight.peak_rows <= 24
     assert tight.throughput_rps < roomy.throughput_rps
-    # Allocated, but beyond the band of rows that are held at once.
-    wide = dataclasses.replace(schedule_of("rra", max_rows=60), bands=unknown_bands(8, 20, 24, 50))
-    assert run(wide, pipeline, demand, corrected=False).peak_rows <= 24
+    # Allocated, but not to be held.
+    held = dataclasses.replace(schedule_of("rra", max_rows=60), decode_batch=20, held_rows=24)
+    assert run(held, pipeline, demand, corrected=False).peak_rows <= 24
     paged = run(schedule_of("rra", max_rows=60), pipeline, demand, corrected=False, cache_tokens=1500)
     assert paged.deferrals > 0
     # Room is left for the coming phase alone, so residents may outgrow it a little.

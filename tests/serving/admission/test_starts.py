@@ -89,10 +89,10 @@ def test_bands_of_tokens_limit_what_a_phase_takes() -> None:
     assert [Starts(schedule, [], 9, 64.0).boundary_of(ahead) for ahead in range(5)] == [0, 0, 1, 1, 2]
 
 
-def test_rows_beyond_the_band_start_nobody_earlier() -> None:
+def test_rows_that_are_allocated_but_not_held_start_nobody_earlier() -> None:
     """As in the larger cache of the plan before (`solver.plan.in_place`)."""
     asked = schedule_of("rra", 4, 6, 2)
-    wide = dataclasses.replace(asked, max_rows=16)
+    wide = dataclasses.replace(asked, max_rows=16, held_rows=6)
     found = [[Starts(each, [1, 2, 3, 5], 4, 4.0).boundary_of(n) for n in range(12)] for each in (asked, wide)]
     assert found[0] == found[1]
     assert found[0][-1] > found[0][0]
