@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Literal
 
 from exegpt_jax.runner.events import Event, Tokens
@@ -33,8 +33,8 @@ from serving.security.quota import OverQuota, Quota
 from serving.telemetry.tally import Ended, Tally
 
 _LOG = logging.getLogger(__name__)
-_INLINE_CHARACTERS = 2048
-"""Longer prompts are tokenised on another thread than the event loop's."""
+_INLINE = 2048
+"""Characters, or token ids: longer prompts are made ready on another thread than the event loop's."""
 
 
 class Frontend:
@@ -289,6 +289,6 @@ def _priority(given: object) -> int:
 
 async def _prepare(text: ModelText, fields: Mapping[str, object]) -> Prepared:
     prompt = fields.get("prompt")
-    if isinstance(prompt, str) and len(prompt) <= _INLINE_CHARACTERS:
+    if isinstance(prompt, Sequence) and len(prompt) <= _INLINE:
         return text.prepare(fields)
     return await asyncio.to_thread(text.prepare, fields)

@@ -84,8 +84,9 @@ class Live:
         self._texts.append(piece.text)
         self._token_ids.extend(piece.token_ids)
         self.tokens += len(piece.token_ids)
-        self._logprobs.extend(piece.logprobs)
-        self._logprob += sum(entry.logprob for entry in piece.logprobs)
+        if piece.logprobs:
+            self._logprobs.extend(piece.logprobs)
+            self._logprob += sum(entry.logprob for entry in piece.logprobs)
         self.ending = piece.ending
 
     def finish(self, event: Finished) -> None:
