@@ -284,7 +284,8 @@ def main() -> None:
     if arguments.output:
         stem = pathlib.Path(arguments.output)
         stem.with_suffix(".md").write_text(text)
-        data = {**facts, **dataclasses.asdict(found), "slope_bytes_per_h": found.slope_bytes_per_h, "faults": own}
+        # `asdict` makes other counters of counters.
+        data = {**facts, **vars(found), "slope_bytes_per_h": found.slope_bytes_per_h, "faults": own}
         stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
 
 
