@@ -23,6 +23,8 @@ from solver.plan.plan import Plan
 # Kinds of programs that touch no slot of the cache; and those with room for the decode iterations of a phase.
 _WITHOUT_SLOTS = ("encode", "chunk", "payload")
 _WITH_ITERATIONS = ("decode", "put back")
+# Room of decode programs, in times of an N_D that follows the lengths of answers: plans for longer ones find it there.
+_ROOM = 2
 
 
 def _silent(name: str, done: int, total: int) -> None:
@@ -32,18 +34,22 @@ def _silent(name: str, done: int, total: int) -> None:
 class SlotEngine:
     """A stage, the programs of a plan on it, and its slots.
 
+    Args:
+      most_iterations: that a decode call has room for, at least the plan's N_D; None: some more than that where N_D
+        follows lengths.
+
     Attributes:
       stage: parameters on their mesh.
       plan: what it was compiled for.
-      most_iterations: that a decode call has room for: the plan's N_D, or more.
+      most_iterations: as above.
       programs: every executable, once `warm_up` has run.
       compiled: how many of them it compiled.
     """
 
-    def __init__(self, stage: Stage, plan: Plan, most_iterations: int = 0) -> None:
+    def __init__(self, stage: Stage, plan: Plan, most_iterations: int | None = None) -> None:
         self.stage = stage
         self.plan = plan
-        self.most_iterations = max(plan.schedule.decode_iterations, most_iterations)
+        self.most_iterations = most_iterations or _room(plan)
         self.programs: tuple[Program, ...] = ()
         self.compiled = 0
         self._run: dict[tuple[object, ...], Program] = {}
@@ -112,6 +118,11 @@ class SlotEngine:
                 f"no program {' '.join(map(str, key))}; the plan does not reach it, or warm_up did not run"
             )
         return program.run(*arguments)
+
+
+def _room(plan: Plan) -> int:
+    iterations = plan.schedule.decode_iterations
+    return min(_ROOM * iterations, max(iterations, plan.cache_tokens)) if plan.schedule.policy == "rra" else iterations
 
 
 class Engine(SlotEngine):

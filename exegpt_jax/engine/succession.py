@@ -168,8 +168,9 @@ def prepare(executor: Executor, plan: Plan, usable_bytes: int) -> Succession | P
         running = executor.engine
         in_place = in_place_of(running.stage.spec, before, plan, usable_bytes)
         # Where the rows differ, decode programs are compiled in any case.
-        room = running.most_iterations if in_place.schedule.max_rows == before.schedule.max_rows else 0
-        engine = Engine(stages[0], in_place, room)
+        fits = in_place.schedule.decode_iterations <= running.most_iterations
+        alike = fits and in_place.schedule.max_rows == before.schedule.max_rows
+        engine = Engine(stages[0], in_place, running.most_iterations if alike else None)
         engine.warm_up(before=running)
         return succession(before, engine, usable_bytes)
 

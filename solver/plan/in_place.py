@@ -2,7 +2,7 @@
 programs that work on the cache are mostly those that there are.
 
 What is predicted and proven stays that of the plan, and so do the rows that are held at once. Decode calls round up to
-the rungs of the larger cache, and to the plan's own rows.
+the rungs of the larger cache, and to the plan's own rows where these are far below one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 import dataclasses
 
 from solver.facts.model_spec import ModelSpec
+from solver.plan.buckets import round_up
 from solver.plan.memory import DeviceMemory, memory_table
 from solver.plan.micro_batches import decode_parts
 from solver.plan.plan import Plan, make_buckets
 from solver.plan.prediction import StageMemory
+
+# Of rows that a plan may hold, by a rung of the larger cache; programs for a rung of its own must be compiled.
+_MOST_PADDING = 1.25
 
 
 def in_place_of(spec: ModelSpec, before: Plan, plan: Plan, usable_bytes: int) -> Plan:
@@ -28,8 +32,9 @@ def in_place_of(spec: ModelSpec, before: Plan, plan: Plan, usable_bytes: int) ->
         return plan
     schedule = dataclasses.replace(plan.schedule, max_rows=rows, micro_batch=rows, held_rows=plan.schedule.most_rows)
     buckets = make_buckets(schedule, plan.cache_tokens, plan.max_prompt_tokens)
-    rungs = sorted({*buckets.decode_rows, plan.schedule.most_rows})
-    buckets = dataclasses.replace(buckets, decode_rows=tuple(rungs))
+    held = plan.schedule.most_rows
+    if round_up(held, buckets.decode_rows) > _MOST_PADDING * held:
+        buckets = dataclasses.replace(buckets, decode_rows=tuple(sorted({*buckets.decode_rows, held})))
     table = memory_table(spec, schedule, buckets, plan.dtype, plan.cache_dtype)
     if any(device.total_bytes > usable_bytes for device in table):
         return plan

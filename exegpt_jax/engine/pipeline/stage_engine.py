@@ -64,7 +64,7 @@ class StageEngine(SlotEngine):
         self.decodes = stage.spec.cached_layers(stage.stage.layers) > 0
 
     def recipes(self) -> dict[Key, Recipe]:
-        return StageRecipes(self.stage, self._of_all).all()
+        return StageRecipes(self.stage, self._of_all, self.most_iterations).all()
 
     # Encode.
 

@@ -40,13 +40,12 @@ def part_plan(plan: Plan) -> Plan:
 class StageRecipes(Recipes):
     """The shapes of a plan's programs on one of its stages; `all` lists them."""
 
-    def __init__(self, stage: Stage, plan: Plan) -> None:
-        super().__init__(stage, part_plan(plan))
+    def __init__(self, stage: Stage, plan: Plan, most_iterations: int = 0) -> None:
+        super().__init__(stage, part_plan(plan), most_iterations)
         self._of_all = plan
         part = self._plan
-        self._steps: StageSteps = StageSteps(
-            stage, part.cache_dtype, part.cache_tokens, part.schedule.decode_iterations
-        )
+        room = max(part.schedule.decode_iterations, most_iterations)
+        self._steps: StageSteps = StageSteps(stage, part.cache_dtype, part.cache_tokens, room)
 
     def all(self) -> dict[Key, Recipe]:
         """Recipes by key: ("encode", rows, tokens), ("iterate", rows, tokens) and so on."""
