@@ -177,6 +177,10 @@ class Gate:
 
     def _check_room(self, ticket: Ticket) -> None:
         found = lacking(ticket.size, self.held, self.limits)
+        if found is not None and self._handing:
+            # What the engine has use for fills the queue only until this turn of the loop ends.
+            self._hand()
+            found = lacking(ticket.size, self.held, self.limits)
         if found is not None:
             raise Unavailable(found[1], self.retry_s(), found[0])
         own = self._queue.cost_of(ticket.key)
