@@ -44,8 +44,8 @@ class Recipes:
 
     def __init__(self, stage: Stage, plan: Plan, most_iterations: int = 0) -> None:
         self._stage, self._plan = stage, plan
-        room = max(plan.schedule.decode_iterations, most_iterations)
-        self._steps = Steps(stage, plan.cache_dtype, plan.cache_tokens, room)
+        self._room = max(plan.schedule.decode_iterations, most_iterations)
+        self._steps = Steps(stage, plan.cache_dtype, plan.cache_tokens, self._room)
         self._cache_spec = CacheSpec.of(stage, plan.cache_dtype)
         self._whole = NamedSharding(stage.mesh, PartitionSpec())
         self._vocab = stage.spec.padded_vocab(stage.stage.tensor)

@@ -3,9 +3,9 @@
     prepare (a background thread: compiles, executes nothing) -> Succession -> take_over (the Runner's, between phases)
 
 A plan that asks for fewer rows than a single stage has takes them all (`solver.plan.in_place`): then little need be
-compiled, and where its N_D is no larger, next to nothing. Where the cache gets other rows, the old one is copied into
-the new one, if the accounting says that both fit at once; else, where the slots lie in other parts, and where encode
-and decode are apart, the devices are drained first and the old one is freed.
+compiled, and where there is room for its N_D, next to nothing. Where the cache gets other rows, the old one is copied
+into the new one, if the accounting says that both fit at once; else, where the slots lie in other parts, and where
+encode and decode are apart, the devices are drained first and the old one is freed.
 """
 
 from __future__ import annotations

@@ -303,17 +303,18 @@ def test_devices_that_are_slower_than_their_profile_are_planned_for() -> None:
     ((workload, under),) = asked
     (record,) = drive.records("ask")
     pace = record.numbers["pace"]
+    assert isinstance(pace, float)
     assert pace == pytest.approx(1.6, rel=0.1)
     assert plan.bounds is not None
     assert under.bounds is not None
-    assert under.bounds.latency_s == pytest.approx(profile_bounds(plan.bounds, pace).latency_s)  # type: ignore[arg-type]
+    assert under.bounds.latency_s == pytest.approx(profile_bounds(plan.bounds, pace).latency_s)
     assert workload.mean_output == pytest.approx(SHORT, abs=1)
     # What runs is on the wall's clock again, and its pace is what it was planned for.
     in_force = drive.runner.plan
     assert in_force.bounds == plan.bounds
     assert in_force.prediction is not None
-    assert in_force.prediction.latency_s == pytest.approx(0.5 * pace)  # type: ignore[operator]
-    assert in_force.prediction.throughput_rps == pytest.approx(100 / pace)  # type: ignore[operator]
+    assert in_force.prediction.latency_s == pytest.approx(0.5 * pace)
+    assert in_force.prediction.throughput_rps == pytest.approx(100 / pace)
     assert "phases take 1." in str(drive.records("beyond")[0].numbers["reason"])
 
 

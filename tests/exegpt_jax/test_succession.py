@@ -64,11 +64,13 @@ def loop() -> PlainLoop:
 
 def prepared(executor: LocalExecutor, plan: Plan) -> Succession:
     """On a thread of its own, as a Follower does it."""
-    found: list[Succession] = []
-    thread = threading.Thread(target=lambda: found.append(prepare(executor, plan, PLENTY)))  # type: ignore[arg-type]
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(prepare(executor, plan, PLENTY)))
     thread.start()
     thread.join()
-    return found[0]
+    (succession,) = found
+    assert isinstance(succession, Succession)
+    return succession
 
 
 def requests_of(seed: int, count: int) -> list[Request]:
@@ -81,7 +83,9 @@ def requests_of(seed: int, count: int) -> list[Request]:
     return found
 
 
-def run(executor: Executor, plan: Plan, successors: Mapping[int, Successor], requests: list[Request]) -> Runner:
+def run(
+    executor: Executor, plan: Plan, successors: Mapping[int, Successor], requests: list[Request]
+) -> tuple[Runner, Heard]:
     """Each successor is ready before the phase of its number."""
     heard, follower = Heard(), Follower(plan)
     runner = Runner(plan, executor, heard, follower=follower)
@@ -97,8 +101,7 @@ def run(executor: Executor, plan: Plan, successors: Mapping[int, Successor], req
     assert follower.successor is None
     assert runner.stats().failed_phases == 0
     assert runner.stats().live_bytes == 0
-    runner.heard = heard  # type: ignore[attr-defined]
-    return runner
+    return runner, heard
 
 
 def follower_of(runner: Runner) -> Follower:
@@ -124,8 +127,8 @@ def test_rows_go_on_under_another_plan(executor: LocalExecutor, loop: PlainLoop)
     assert (grown.carries, back.carries, drained.carries) == (True, True, False)
     requests = requests_of(1, 24)
     with compiling.forbid_compilations():
-        runner = run(executor, engine.plan, {2: grown, 5: back, 8: grown, 11: drained}, requests)
-    runner.heard.check(requests, loop)  # type: ignore[attr-defined]
+        runner, heard = run(executor, engine.plan, {2: grown, 5: back, 8: grown, 11: drained}, requests)
+    heard.check(requests, loop)
     assert runner.plan == engine.plan
     assert [record["carried"] > 0 for record in swaps(runner)] == [True, True, True, False]  # type: ignore[operator]
     # To more rows at once; to fewer when the others have gone, if need be; drained devices were waited for.
@@ -168,8 +171,8 @@ def test_fewer_rows_take_those_that_are_there(loop: PlainLoop) -> None:
     assert other.plan.schedule == dataclasses.replace(small.schedule, max_rows=2, micro_batch=2, held_rows=1)
     requests = requests_of(7, 6)
     with compiling.forbid_compilations():
-        runner = run(executor, large, {3: other}, requests)
-    runner.heard.check(requests, loop)  # type: ignore[attr-defined]
+        runner, heard = run(executor, large, {3: other}, requests)
+    heard.check(requests, loop)
     decodes = [entry for entry in runner.timeline if entry.kind == "decode"]
     (swapped,) = (record.phase for record in follower_of(runner).records if record.event == "swap")
     for part, most in (
@@ -215,9 +218,9 @@ def test_several_stages_go_on_under_another_plan() -> None:
     assert (grown.carries, back.carries) == (True, False)
     requests = requests_of(3, 24)
     with compiling.forbid_compilations():
-        runner = run(first, small, {3: grown, 9: back}, requests)
+        runner, heard = run(first, small, {3: grown, 9: back}, requests)
     loop = PlainLoop(random_stage(spec_of("llama"), seed=3, scale=2.0), CACHE_TOKENS)
-    runner.heard.check(requests, loop)  # type: ignore[attr-defined]
+    heard.check(requests, loop)
     assert [record["carried"] > 0 for record in swaps(runner)] == [True, False]  # type: ignore[operator]
     assert runner.plan == small
     # Slots of other parts are other slots.
@@ -237,9 +240,9 @@ def test_sides_that_are_apart_come_to_rest_and_begin_again() -> None:
     assert not other.carries
     requests = requests_of(5, 20)
     with compiling.forbid_compilations():
-        runner = run(first, before, {6: other}, requests)
+        runner, heard = run(first, before, {6: other}, requests)
     stage = test_waa.stage_of(StageSpec("both", (0, 3), (0,), 1))
-    runner.heard.check(requests, PlainLoop(stage, CACHE_TOKENS))  # type: ignore[attr-defined]
+    heard.check(requests, PlainLoop(stage, CACHE_TOKENS))
     (swap,) = swaps(runner)
     assert swap["held_s"] > 0  # type: ignore[operator]
     assert runner.plan == plan

@@ -25,6 +25,12 @@ def stub(channel: grpc.Channel) -> pb_grpc.GRPCInferenceServiceStub:
     return pb_grpc.GRPCInferenceServiceStub(channel)
 
 
+def with_priority(level: int) -> pb.ModelInferRequest:
+    request = ask(text_input="x")
+    request.parameters["priority"].int64_param = level
+    return request
+
+
 BAD = [
     (ask(), "text_input: is missing; model needs it"),
     (ask(prompt="x"), "prompt: unknown input of model; known are text_input, "),
@@ -50,18 +56,11 @@ BAD = [
     (ask("model_tokens", input_ids=[1, -1]), "input_ids[1]: -1 is no token id in [0, 319]"),
     (ask("model_tokens", input_ids=[]), "input_ids: has 0 tokens"),
     (ask(text_input="x" * 1000), "text_input: has 1001 tokens; 1 to 128 fit"),
+    (with_priority(-1), "priority: '-1' is not a level: 1 goes first"),
+    (with_priority(2**31), "priority: '2147483648' is not a level: 1 goes first"),
     (ask(text_input="x", id="a b"), "id: is not 1 to 128 letters"),
     (ask(text_input="x", id="x" * 129), "id: is not 1 to 128 letters"),
 ]
-
-
-def with_priority(level: int) -> pb.ModelInferRequest:
-    request = ask(text_input="x")
-    request.parameters["priority"].int64_param = level
-    return request
-
-
-BAD += [(with_priority(level), f"priority: '{level}' is not a level: 1 goes first") for level in (-1, 2**31)]
 
 
 def test_the_first_of_tritons_levels_goes_before_whoever_names_none() -> None:

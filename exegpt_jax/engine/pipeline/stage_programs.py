@@ -44,8 +44,7 @@ class StageRecipes(Recipes):
         super().__init__(stage, part_plan(plan), most_iterations)
         self._of_all = plan
         part = self._plan
-        room = max(part.schedule.decode_iterations, most_iterations)
-        self._steps: StageSteps = StageSteps(stage, part.cache_dtype, part.cache_tokens, room)
+        self._steps: StageSteps = StageSteps(stage, part.cache_dtype, part.cache_tokens, self._room)
 
     def all(self) -> dict[Key, Recipe]:
         """Recipes by key: ("encode", rows, tokens), ("iterate", rows, tokens) and so on."""
